@@ -1,0 +1,197 @@
+"""An objective: a function of scores, reference scores and feedback. It knows no modality and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import LongTensor, Tensor, nn
+
+from polyalign.policies.base import Scores
+from polyalign.records.samples import Example
+
+
+class Term(NamedTuple):
+    """A loss as (sum, weight). The trainer divides the total of sums by the total of weights over the
+    accumulation window and all ranks: a mean of means is wrong. ``weight`` never depends on log-probabilities."""
+
+    sum: Tensor
+    weight: Tensor
+
+
+@dataclass
+class Edges:
+    """Preferences better -> worse between samples of the batch; every field has length E."""
+
+    better: LongTensor
+    worse: LongTensor
+    weight: Tensor
+    margin: Tensor
+    ranking: LongTensor  # id of the ranking, unique in the batch
+    columns: Tensor  # bool: True where one response is compared under two prompts
+    aspect: tuple[str, ...] = ()
+    annotator: tuple[str | None, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.better)
+
+
+@dataclass
+class Ratings:
+    sample: LongTensor
+    value: Tensor  # on [0, 1]
+    aspect: tuple[str, ...] = ()
+    annotator: tuple[str | None, ...] = ()
+
+
+@dataclass
+class Rankings:
+    sample: LongTensor
+    rank: LongTensor  # 0 is best; equal ranks tie
+    ranking: LongTensor
+
+
+@dataclass
+class Segments:
+    sample: LongTensor
+    start: Tensor
+    end: Tensor
+    value: Tensor
+    unit: tuple[str, ...] = ()
+
+
+RESPONSE, MISMATCH, SELF_SAMPLE = 0, 1, 2
+_ROLES = {"response": RESPONSE, "mismatch": MISMATCH, "self_sample": SELF_SAMPLE}
+
+
+@dataclass
+class FeedbackTensors:
+    """All feedback of one batch, as indices into its N samples.
+
+    ``group`` ``[N]``: number of the example a sample belongs to. ``role`` ``[N]``: RESPONSE, MISMATCH or SELF_SAMPLE.
+    ``label`` ``[N]``: +1 desirable, -1 undesirable, 0 unlabelled. ``groups``: how many examples the batch holds.
+    """
+
+    edges: Edges
+    rankings: Rankings
+    ratings: Ratings
+    segments: Segments
+    group: LongTensor
+    role: LongTensor
+    label: LongTensor
+    groups: int
+
+    def to(self, device: torch.device | str) -> FeedbackTensors:
+        def moved(part: object) -> object:
+            if isinstance(part, Tensor):
+                return part.to(device)
+            if isinstance(part, Edges | Rankings | Ratings | Segments):
+                return type(part)(**{f.name: moved(getattr(part, f.name)) for f in fields(part)})
+            return part
+
+        return FeedbackTensors(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> FeedbackTensors:
+        """Lay out the feedback of the examples, whose samples stand one after another in the batch."""
+        edges, rankings, ratings, segments = [], [], [], []
+        group, role, label = [], [], []
+        offset, ranking_offset = 0, 0
+        for number, example in enumerate(examples):
+            count = len(example.samples)
+            edges += [(e, offset, ranking_offset) for e in example.edges]
+            rankings += [(r.sample + offset, r.rank, r.ranking + ranking_offset) for r in example.rankings]
+            ratings += [(r, r.sample + offset) for r in example.ratings]
+            segments += [(s, s.sample + offset) for s in example.segments]
+            group += [number] * count
+            role += [_ROLES[sample.role] for sample in example.samples]
+            label += list(example.labels) if example.labels else [0] * count
+            offset += count
+            ids = [e.ranking for e in example.edges] + [r.ranking for r in example.rankings]
+            ranking_offset += max(ids, default=-1) + 1
+
+        def long(values: Sequence[int]) -> LongTensor:
+            return torch.tensor(values, dtype=torch.long)  # type: ignore[return-value]
+
+        def real(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32)
+
+        return cls(
+            edges=Edges(
+                better=long([e.better + at for e, at, _ in edges]),
+                worse=long([e.worse + at for e, at, _ in edges]),
+                weight=real([e.weight for e, _, _ in edges]),
+                margin=real([e.margin for e, _, _ in edges]),
+                ranking=long([e.ranking + first for e, _, first in edges]),
+                columns=torch.tensor([e.contrast == "prompt" for e, _, _ in edges], dtype=torch.bool),
+                aspect=tuple(e.aspect for e, _, _ in edges),
+                annotator=tuple(e.annotator for e, _, _ in edges),
+            ),
+            rankings=Rankings(long([r[0] for r in rankings]), long([r[1] for r in rankings]), long([r[2] for r in rankings])),
+            ratings=Ratings(
+                long([at for _, at in ratings]),
+                real([r.value for r, _ in ratings]),
+                tuple(r.aspect for r, _ in ratings),
+                tuple(r.annotator for r, _ in ratings),
+            ),
+            segments=Segments(
+                long([at for _, at in segments]),
+                real([s.start for s, _ in segments]),
+                real([s.end for s, _ in segments]),
+                real([s.value for s, _ in segments]),
+                tuple(s.unit for s, _ in segments),
+            ),
+            group=long(group),
+            role=long(role),
+            label=long(label),
+            groups=len(examples),
+        )
+
+
+class Objective(nn.Module):
+    """Loss over scores and feedback. May own parameters and buffers: they are optimised, saved and resumed.
+
+    ``needs``: what must be there before the run starts; names of `Policy.provides`, and "reference", "edges", "rankings",
+    "labels", "ratings", "segments", "mismatch", "grid".
+    ``wants``: extras that the policy's forward must return.
+    ``scope``: "edge" or "group" terms add up over any split of the data; "batch" terms need a statistic of the whole
+    window, which `statistics` supplies (else accumulation is refused).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    wants: ClassVar[frozenset[str]] = frozenset()
+    scope: ClassVar[Literal["edge", "group", "batch"]] = "edge"
+    value_at_reference: float | None = None
+
+    def forward(
+        self,
+        scores: Scores,
+        references: Mapping[str, Scores],
+        feedback: FeedbackTensors,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Term]:
+        """Return named terms; their total is the loss. ``references`` holds "reference" when `needs` names it.
+
+        ``statistics`` are the window's, already divided (sum / weight); None means: compute them from this batch.
+        """
+        raise NotImplementedError
+
+    def statistics(self, scores: Scores, references: Mapping[str, Scores], feedback: FeedbackTensors) -> dict[str, Term]:
+        """Return the (detached) sums a "batch"-scope objective needs over the window. Others need none."""
+        return {}
+
+    def weights(self, scores_mask: Tensor, kind: LongTensor, feedback: FeedbackTensors) -> dict[str, Tensor]:
+        """Return each term's weight before any forward pass, from the mask and the feedback alone.
+
+        The default calls `forward` on all-zero scores, which is exact since weights do not depend on log-probabilities.
+        Objectives that read extras override it.
+        """
+        blank = Scores(torch.zeros(scores_mask.shape, device=scores_mask.device), scores_mask, kind)  # type: ignore[arg-type]
+        with torch.no_grad():
+            names = {name: blank for name in ("reference",)}
+            stats = {name: torch.zeros((), device=scores_mask.device) for name in self.statistic_names}
+            return {name: term.weight for name, term in self.forward(blank, names, feedback, stats or None).items()}
+
+    statistic_names: ClassVar[tuple[str, ...]] = ()

@@ -1,0 +1,117 @@
+"""What a plugin's hooks return: light, declarative, lazy. Nothing heavy is imported until a spec's target is loaded."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from polyalign.errors import PluginError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Names one thing a plugin offers.
+
+    ``target`` and ``config`` are "module:attribute"; ``requires`` lists import names that the target needs.
+    """
+
+    name: str
+    summary: str
+    target: str
+    config: str | None = None
+    requires: tuple[str, ...] = ()
+
+    def load(self) -> Any:
+        """Import and return the target. Raises `PluginError` naming the missing package."""
+        return load_attribute(self.target, self.name)
+
+    def load_config(self) -> Any:
+        """Import and return the pydantic configuration class, or None."""
+        return load_attribute(self.config, self.name) if self.config else None
+
+
+def load_attribute(path: str, owner: str) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise PluginError(f"{owner!r} needs the package {error.name!r}, which is not installed: pip install {error.name}") from error
+    except AttributeError as error:
+        raise PluginError(f"{owner!r} points at {path!r}, but {module!r} has no {attribute!r}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalitySpec(Spec):
+    """Codec and budget of one kind of media; target is a `polyalign.records.modality.Modality` subclass."""
+
+    mimes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec(Spec):
+    """A model adapter; target is ``build(config, *, device) -> Policy`` or a class with that classmethod-like call."""
+
+    family: Literal["tokens", "denoising", "continuous"]
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    provides: tuple[str, ...] = ("log_probs",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec(Spec):
+    """Media or text to embeddings."""
+
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec(Spec):
+    """Samples to one number each; higher is better."""
+
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec(Spec):
+    """A loss. ``source`` cites paper and equation; ``needs`` and ``scope`` repeat the class's for listing without torch.
+
+    ``view`` is the view of records it trains on; ``unsupported`` maps a policy family to the reason it cannot.
+    """
+
+    source: str
+    needs: tuple[str, ...] = ()
+    scope: Literal["edge", "group", "batch"] = "edge"
+    view: str = "pairs"
+    unsupported: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorSpec(Spec):
+    """Judges generated responses; target is a `polyalign.evaluation.base.Evaluator` subclass."""
+
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSpec(Spec):
+    """One YAML file = one run; target is "package:path/inside/it.yaml"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """A shipped data set, named in recipes as ``dataset:NAME``; target is a callable that returns its folder."""
+
+    licence: str = ""
+
+
+KINDS: dict[str, type[Spec]] = {
+    "modalities": ModalitySpec,
+    "policies": PolicySpec,
+    "encoders": EncoderSpec,
+    "rewards": RewardSpec,
+    "objectives": ObjectiveSpec,
+    "evaluators": EvaluatorSpec,
+    "recipes": RecipeSpec,
+    "datasets": DatasetSpec,
+}

@@ -1,0 +1,204 @@
+"""What every model being aligned looks like to the rest: samples in, a log-probability per decision out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import BoolTensor, LongTensor, Tensor, nn
+
+from polyalign.errors import TrainingError
+from polyalign.records.samples import Sample
+from polyalign.records.schema import MediaPart, Message, TextPart
+
+
+class Kind(IntEnum):
+    """What a decision is. One response may mix kinds, and an objective scales each on its own."""
+
+    TOKEN = 0
+    DENOISING = 1
+    TRANSITION = 2
+    ACTION = 3
+
+
+@dataclass
+class Scores:
+    """Log-probabilities of the decisions of N samples.
+
+    ``log_probs`` ``[N, D, T]`` float32: sample, draw, decision. D is 1 except for denoising draws.
+    ``mask`` ``[N, D, T]`` bool: which of them are real. ``kind`` ``[N, T]`` long: which `Kind` each decision is.
+    ``extras``: what ``want`` asked for (entropy, hidden, values, predictions, token_targets ...).
+    """
+
+    log_probs: Tensor
+    mask: BoolTensor
+    kind: LongTensor
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def detach(self) -> Scores:
+        extras = {name: value.detach() if isinstance(value, Tensor) else value for name, value in self.extras.items()}
+        return replace(self, log_probs=self.log_probs.detach(), extras=extras)
+
+    def reduced(self, reduction: str = "sum", kind_scale: Mapping[Kind, float] | None = None) -> Tensor:
+        """Return one number per sample and draw, ``[N, D]``: decisions scaled per kind, then summed or averaged.
+
+        Draws stay apart on purpose: an objective averages them OUTSIDE its link function.
+        """
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction is {reduction!r}; expected 'sum' or 'mean'")
+        values = torch.where(self.mask, self.log_probs, 0.0)
+        if kind_scale:
+            scale = torch.ones_like(self.kind, dtype=values.dtype)
+            for kind, factor in kind_scale.items():
+                scale = torch.where(self.kind == int(kind), factor, scale)
+            values = values * scale[:, None, :]
+        total = values.sum(-1)
+        return total / self.mask.sum(-1).clamp(min=1) if reduction == "mean" else total
+
+
+@dataclass
+class Batch:
+    """N samples made ready on the CPU: what the model needs as tensors, and which decisions will be scored.
+
+    ``mask`` ``[N, D, T]`` and ``kind`` ``[N, T]`` are known before the forward pass; a policy copies them into its `Scores`.
+    ``cache_keys`` ``[N]`` (optional) name what a stored reference score depends on besides the weights.
+    """
+
+    samples: tuple[Sample, ...]
+    tensors: dict[str, Any]
+    mask: BoolTensor
+    kind: LongTensor
+    cache_keys: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(self, tensors=_moved(self.tensors, device), mask=self.mask.to(device), kind=self.kind.to(device))
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: _moved(item, device) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item, device) for item in value)
+    return value
+
+
+# Decisions, as rollouts keep them: enough to score the same response again under new weights.
+
+
+@dataclass(frozen=True)
+class Tokens:
+    ids: Tensor  # [T] long
+    turn: int = 0
+
+
+@dataclass(frozen=True)
+class Noised:
+    t: float
+    key: str
+
+
+@dataclass(frozen=True)
+class Transition:
+    x_t: Tensor
+    x_next: Tensor
+    t: float
+    sampler: str
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Actions:
+    values: Tensor  # [T, A]
+
+
+Decision = Tokens | Noised | Transition | Actions
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One generated response with what is needed to score it again.
+
+    ``output`` is the decoded response (PIL image, text, waveform array ...); ``parts`` is set when it is plain text.
+    """
+
+    prompt: tuple[Message, ...]
+    output: Any
+    decisions: tuple[Decision, ...] = ()
+    old_log_probs: Tensor | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[TextPart | MediaPart, ...] = ()
+
+
+Rollouts = tuple[Rollout, ...]  # prompt-major: all samples of prompt 0, then of prompt 1 ...
+
+
+class Collator(ABC):
+    """The CPU side of a policy, apart from its weights so that loader workers can pickle it."""
+
+    @abstractmethod
+    def __call__(self, samples: Sequence[Sample]) -> Batch: ...
+
+    def cost(self, sample: Sample) -> int:
+        """Return what the sample costs against a micro-batch budget (tokens, or pixels); 1 if only counts matter."""
+        return 1
+
+
+class Policy(nn.Module, ABC):
+    """The model being aligned. Frozen encoders and decoders are held outside the module tree.
+
+    ``forward`` is the ONLY gradient entry point: DDP, FSDP2 and autocast hook it, and nothing else.
+    """
+
+    family: ClassVar[str]
+    inputs: frozenset[str] = frozenset()
+    outputs: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset({"log_probs"})
+    collator: Collator
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Decode, tokenise and dedupe media on the CPU. Runs in loader workers through ``self.collator``."""
+        return self.collator(samples)
+
+    @abstractmethod
+    def forward(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
+        """Return the `Scores` of the batch, with the extras that ``want`` names."""
+
+    @abstractmethod
+    def generate(
+        self, prompts: Sequence[tuple[Message, ...]], *, samples_per_prompt: int = 1, seed: int = 0, **decoding: Any
+    ) -> Rollouts:
+        """Return ``len(prompts) * samples_per_prompt`` rollouts, prompt-major; the same seed gives the same rollouts."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) that the model's own library loads: a checkpoint folder, or an adapter file."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a hash of everything a reference score depends on besides the sample: base weights and processor."""
+
+    def prepare(self, samples: Sequence[Sample], cache: Path, progress: Any = None) -> None:
+        """Fill on-disk caches (latents, embeddings) for these samples before training starts. Default: nothing to do."""
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Score as the reference model: adapters switched off. Only for policies tuned by adapters."""
+        raise TrainingError(
+            f"{type(self).__name__} has no adapters to switch off; use reference: frozen_copy, or tune it with lora"
+        )
+        yield  # pragma: no cover
+
+    @property
+    def has_adapters(self) -> bool:
+        return False

@@ -1,0 +1,123 @@
+"""The schema of a recipe. Light: no torch here. Plugin slots (policy, objective, rewards) are resolved by `polyalign.config`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Config(BaseModel):
+    """Base of every configuration class, ours and plugins': frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Slot(BaseModel):
+    """A place for a plugin's thing: ``name`` picks it, the other keys are read by its own configuration class."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class SourceConfig(Config):
+    """One data set of a mixture. ``path``: a folder or file, or ``dataset:NAME``; ``split`` picks ``<split>.jsonl`` or .parquet."""
+
+    path: str
+    split: str = "train"
+    weight: float = Field(1.0, gt=0, description="share of this source in the mixture, relative to the others")
+    limit: int | None = Field(None, gt=0, description="use only the first so many records")
+
+
+class DataConfig(Config):
+    train: tuple[SourceConfig, ...] = Field(min_length=1)
+    eval: tuple[SourceConfig, ...] = ()
+    view: Literal["pairs", "rankings", "unpaired", "grids", "sft", "auto"] = "auto"
+    aspect: str | None = Field(None, description="use only feedback about this aspect")
+    tags: tuple[str, ...] = Field((), description="use only records that carry all of these tags")
+    workers: int = Field(0, ge=0, description="loader worker processes")
+    prefetch: int = Field(2, ge=1, description="batches each worker prepares ahead")
+    max_skipped: float = Field(0.01, ge=0, le=1, description="share of bad records above which the run fails")
+
+
+class ReferenceConfig(Config):
+    """``auto``: adapters off for LoRA, else a frozen copy. ``cache``: score once with the starting weights, keep on disk."""
+
+    kind: Literal["auto", "adapters_off", "frozen_copy", "none"] = "auto"
+    cache: bool = Field(False, description="keep reference scores on disk; for denoising this wants a bank of draws")
+
+
+class OptimizerConfig(Config):
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    learning_rate: float = Field(1e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    max_grad_norm: float | None = Field(1.0, gt=0)
+
+
+class CheckpointConfig(Config):
+    every: int | None = Field(None, gt=0, description="steps between checkpoints; none: only the last step")
+    keep_last: int = Field(2, ge=1)
+    keep_best: bool = True
+    best_metric: str = "eval/accuracy"
+    best_is: Literal["max", "min"] = "max"
+
+
+class TrainingConfig(Config):
+    """``batch_size`` counts examples per optimiser step over all processes; ``micro_batch_size`` per forward pass, so that
+    1 x 8, 8 x 1 and two processes are the same run. ``micro_batch_budget`` caps tokens (or pixels) per forward instead."""
+
+    steps: int = Field(100, gt=0)
+    batch_size: int = Field(8, gt=0)
+    micro_batch_size: int | None = Field(None, gt=0)
+    micro_batch_budget: int | None = Field(None, gt=0)
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: float | None = Field(None, gt=0, lt=1)
+    gradient_checkpointing: bool = False
+    sharding: Literal["none", "fully_shard"] = "none"
+    eval_every: int | None = Field(None, gt=0)
+    eval_batches: int = Field(8, gt=0)
+    log_every: int = Field(1, gt=0)
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field((), description="jsonl is always written")
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+class ReportConfig(Config):
+    """What is generated before and after training, and who judges it."""
+
+    prompts: int = Field(16, ge=0, description="held-out prompts generated for the before/after comparison")
+    samples_per_prompt: int = Field(1, gt=0)
+    show: int = Field(16, ge=0, description="prompts shown in the report")
+    seed: int = 1234
+    decoding: dict[str, Any] = Field(default_factory=dict)
+    rewards: tuple[Slot, ...] = ()
+    evaluators: tuple[Slot, ...] = ()
+
+
+class Recipe(Config):
+    """One YAML file = one run."""
+
+    name: str
+    summary: str = ""
+    policy: Slot
+    data: DataConfig
+    objective: Slot
+    reference: ReferenceConfig = ReferenceConfig()
+    training: TrainingConfig = TrainingConfig()
+    report: ReportConfig = ReportConfig()
+    licence: str = Field("", description="licence of the resulting weights, for the model card")
+    citation: str = ""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Recipe:
+        if self.training.micro_batch_size and self.training.micro_batch_budget:
+            raise ValueError("training.micro_batch_size and training.micro_batch_budget exclude each other; keep one")
+        return self
