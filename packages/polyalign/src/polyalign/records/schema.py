@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 Scalar = str | int | float | bool
 
@@ -59,7 +60,7 @@ class Candidate(Frozen):
 
     parts: tuple[Part, ...] = Field(min_length=1)
     prompt: tuple[Message, ...] | None = None
-    producer: str | None = Field(None, description="model, tool or person that made it")
+    producer: str | None = Field(default=None, description="model, tool or person that made it")
     conditions: dict[str, Scalar] = Field(default_factory=dict)
 
     _text = field_validator("parts", mode="before")(_as_parts)
@@ -72,7 +73,7 @@ class Comparison(Frozen):
     ranking: tuple[tuple[int, ...], ...]
     incomparable: tuple[int, ...] = ()
     aspect: str = "overall"
-    strength: float | None = Field(None, ge=0, description="how strong the preference is; 1 is ordinary")
+    strength: float | None = Field(default=None, ge=0, description="how strong the preference is; 1 is ordinary")
     annotator: str | None = None
 
     @field_validator("ranking", mode="before")
@@ -166,7 +167,7 @@ def candidates_named(feedback: Comparison | Rating | Critique | Refinement | Seg
 
 class Provenance(Frozen):
     source: str
-    method: str | None = Field(None, description="how the feedback was made: human, rule, model ...")
+    method: str | None = Field(default=None, description="how the feedback was made: human, rule, model ...")
     notes: str | None = None
 
 
@@ -198,10 +199,14 @@ class Record(Frozen):
         for position, feedback in enumerate(self.feedback):
             for index in candidates_named(feedback):
                 if not 0 <= index < count:
-                    raise ValueError(f"feedback[{position}] names candidate {index}, but there are {count} (0 to {count - 1})")
+                    found = {"field": f"feedback[{position}]", "index": index, "count": count, "last": count - 1}
+                    raise PydanticCustomError(
+                        "candidate_index", "{field} names candidate {index}, but there are {count} (0 to {last})", found
+                    )
         for position, candidate in enumerate(self.candidates):
             if not (candidate.prompt or self.prompt):
-                raise ValueError(f"candidates[{position}] has no prompt: give the record or the candidate one")
+                at = {"field": f"candidates[{position}]"}
+                raise PydanticCustomError("no_prompt", "{field} has no prompt: give the record or the candidate one", at)
         return self
 
     def prompt_of(self, candidate: int) -> tuple[Message, ...]:
