@@ -32,11 +32,17 @@ class Spec:
 
 
 def load_attribute(path: str, owner: str) -> Any:
+    """Import ``"module:attribute"`` for ``owner`` (a name to quote). Raises `PluginError` with what is missing."""
     module, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise PluginError(f"{owner!r} needs the package {error.name!r}, which is not installed: pip install {error.name}") from error
+        package = (error.name or module).partition(".")[0]
+        if package == module.partition(".")[0]:
+            raise PluginError(f"{owner!r} points at {path!r}, but there is no module {error.name!r}") from error
+        raise PluginError(f"{owner!r} needs the package {package!r}, which is not installed: pip install {package}") from error
+    try:
+        return getattr(loaded, attribute)
     except AttributeError as error:
         raise PluginError(f"{owner!r} points at {path!r}, but {module!r} has no {attribute!r}") from error
 
@@ -56,6 +62,7 @@ class PolicySpec(Spec):
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     provides: tuple[str, ...] = ("log_probs",)
+    fixture: str | None = None  # "module:callable" -> one PolicyFixture or a tuple (one per architecture), for the cells test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +112,13 @@ class DatasetSpec(Spec):
     licence: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(Spec):
+    """Weights that a distribution ships, named in recipes as ``zoo:NAME``; target is a callable that returns their folder."""
+
+    licence: str = ""
+
+
 KINDS: dict[str, type[Spec]] = {
     "modalities": ModalitySpec,
     "policies": PolicySpec,
@@ -114,4 +128,17 @@ KINDS: dict[str, type[Spec]] = {
     "evaluators": EvaluatorSpec,
     "recipes": RecipeSpec,
     "datasets": DatasetSpec,
+    "models": ModelSpec,
 }
+
+_SINGULAR = {kind: kind.removesuffix("ies") + "y" if kind.endswith("ies") else kind.removesuffix("s") for kind in KINDS}
+
+
+def singular(kind: str) -> str:
+    """Return "policy" for "policies", and so on."""
+    return _SINGULAR[kind]
+
+
+def plural(kind: str) -> str:
+    """Return the kind that a user means by its singular or plural; other text is returned as it is."""
+    return {one: many for many, one in _SINGULAR.items()}.get(kind, kind)

@@ -1,0 +1,155 @@
+"""``polyalign``: every command in one place. ``--help`` must be quick, so each command imports what it uses."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from polyalign.cli import inspection, plugins, recipes
+from polyalign.errors import PolyalignError
+
+app = typer.Typer(
+    name="polyalign",
+    help="Align generative models of any modality to preferences.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich's help costs as much as everything else together
+    pretty_exceptions_enable=False,
+)
+
+# Sub commands with their own imports, loaded when they are called: name -> (module with a typer `app`, help line).
+LAZY = {
+    "data": ("polyalign.cli.data", "Validate, count, convert and look at preference data."),
+    "assets": ("polyalign.cli.assets", "List and install the pinned models and data that recipes name."),
+}
+
+RecipeOrRun = Annotated[str, typer.Argument(metavar="RUN_OR_RECIPE", help="a run folder, a recipe name or a YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="changes to the recipe")]
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show the traceback of an error")] = False,
+) -> None:
+    pass  # `main` reads --verbose itself, since it is needed after the command has failed
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="a recipe name, a YAML file or a run folder")],
+    overrides: Overrides = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="stop after so many steps, instead of training.steps")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in the run folder")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what the run would do, and stop")] = False,
+    out: Annotated[Path | None, typer.Option(help="run folder; default: runs/<recipe name>")] = None,
+) -> None:
+    """Train a recipe."""
+    from polyalign import launch
+
+    if dry_run:
+        from polyalign.config import load_recipe
+        from polyalign.training import run
+
+        typer.echo(run.dry_run(load_recipe(recipe, overrides or [])))
+        return
+    finished = launch.start(recipe, overrides or [], out, resume, max_steps)
+    typer.echo(f"done: {finished.folder} (report: {finished.folder / 'report.html'})")
+
+
+@app.command()
+def sample(
+    source: RecipeOrRun,
+    overrides: Overrides = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="a text prompt, repeatable; default: the held-out prompts")] = None,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples per prompt")] = 1,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same samples")] = 0,
+    out: Annotated[Path | None, typer.Option(help="where samples are written; default: samples/ in the run folder")] = None,
+) -> None:
+    """Generate from a run's model, or a recipe's base model."""
+    from polyalign.config import load_recipe
+    from polyalign.evaluation import run
+
+    resolved = load_recipe(source, overrides or [])
+    typer.echo(run.sample(resolved, _run_folder(source), prompts=prompt or [], samples_per_prompt=number, seed=seed, out=out))
+
+
+@app.command()
+def score(
+    source: RecipeOrRun,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="also write every score there, as JSON lines")] = None,
+) -> None:
+    """Score held-out responses: is the better one preferred?"""
+    from polyalign.config import load_recipe
+    from polyalign.evaluation import run
+
+    typer.echo(run.score(load_recipe(source, overrides or []), _run_folder(source), out=out))
+
+
+@app.command(name="eval")
+def evaluate(
+    source: RecipeOrRun,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="where the report is written; default: the run folder")] = None,
+) -> None:
+    """Judge what a run's model makes, by rewards and evaluators."""
+    from polyalign.config import load_recipe
+    from polyalign.evaluation import run
+
+    typer.echo(run.eval(load_recipe(source, overrides or []), _run_folder(source), out=out))
+
+
+def _run_folder(source: str) -> Path | None:
+    return Path(source) if Path(source).is_dir() else None
+
+
+recipes.add_to(app)
+inspection.add_to(app)
+app.add_typer(plugins.app, name="plugins")
+
+
+class LazyGroup(TyperGroup):
+    """A sub command whose module is imported only when it is called; its help line is known before."""
+
+    def __init__(self, name: str, module: str, help_line: str) -> None:
+        super().__init__(name=name, help=help_line)
+        self.module = module
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        group = typer.main.get_group(importlib.import_module(self.module).app)
+        return group.make_context(info_name, args, parent, **extra)
+
+
+def command() -> TyperGroup:
+    """Return the whole command tree."""
+    group = typer.main.get_group(app)
+    for name, (module, help_line) in LAZY.items():
+        group.add_command(LazyGroup(name, module, help_line), name)
+    return group
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 2 for a mistake the user can mend, printed without traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        command().main(args=list(arguments), prog_name="polyalign")
+    except SystemExit as stop:  # how typer ends, also after success
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except PolyalignError as error:
+        if _verbose(arguments):
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        return 2
+    return 0
+
+
+def _verbose(arguments: list[str]) -> bool:
+    """``-v`` counts before the command's name only, where `_root` takes it."""
+    leading = arguments[: next((i for i, text in enumerate(arguments) if not text.startswith("-")), len(arguments))]
+    return any(text in ("-v", "--verbose") for text in leading)

@@ -1,0 +1,253 @@
+"""Reads a recipe: YAML and overrides to frozen configuration, every problem reported at once. Light: no torch here.
+
+A slot (policy, objective, a reward, an evaluator) is read in two steps: its ``name`` picks a plugin's spec, whose own
+configuration class reads the other keys. Unselected plugins stay unimported.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from polyalign.cells import VIEW_GIVES, lacking_in_view, mismatch
+from polyalign.errors import ConfigError, PluginError, nearest
+from polyalign.plugins.registry import Registry, registry
+from polyalign.plugins.specs import EvaluatorSpec, ObjectiveSpec, PolicySpec, RewardSpec, Spec
+from polyalign.recipe_help import explain, json_schema, model_at
+from polyalign.recipe_text import Problem, apply_override, read_yaml
+from polyalign.training.config import Config, Recipe
+
+__all__ = ["Resolved", "explain", "json_schema", "load_recipe", "read_recipe"]
+
+Read = TypeVar("Read", bound=BaseModel)
+
+# Where slots stand in a recipe, and the kind of plugin that fills each; the last two are lists.
+_Path = tuple[str, ...]
+_SLOTS: dict[_Path, str] = {("policy",): "policies", ("objective",): "objectives"}
+_SLOT_LISTS: dict[_Path, str] = {("report", "rewards"): "rewards", ("report", "evaluators"): "evaluators"}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with every name looked up and every default filled in."""
+
+    recipe: Recipe
+    policy_spec: PolicySpec
+    policy_config: Config
+    objective_spec: ObjectiveSpec
+    objective_config: Config
+    rewards: tuple[tuple[RewardSpec, Config], ...]
+    evaluators: tuple[tuple[EvaluatorSpec, Config], ...]
+    view: str
+    source: str
+
+    def to_yaml(self) -> str:
+        """Return the recipe with every default written out; reading it again gives the same run."""
+        tree = self.recipe.model_dump(mode="json")
+        tree["policy"] = _written(self.policy_spec, self.policy_config)
+        tree["objective"] = _written(self.objective_spec, self.objective_config)
+        tree["report"]["rewards"] = [_written(spec, config) for spec, config in self.rewards]
+        tree["report"]["evaluators"] = [_written(spec, config) for spec, config in self.evaluators]
+        tree["data"]["view"] = self.view
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, known: Registry | None = None) -> Resolved:
+    """Read a recipe by name, by file, or from a run folder (its ``config.yaml``), with ``key.path=value`` overrides.
+
+    Raises `ConfigError` that lists every problem with its dotted path and the nearest valid name. Paths inside a recipe
+    are relative to the working directory. ``known`` is where names are looked up; default: the installed plugins.
+    """
+    known = known or registry()
+    text, source = _find(name_or_path, known)
+    return read_recipe(text, overrides, source, known=known)
+
+
+def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe", *, known: Registry | None = None) -> Resolved:
+    """Read the text of a recipe; see `load_recipe`. ``source`` is what errors call it."""
+    tree, problems = read_yaml(text)
+    if not isinstance(tree, dict):
+        found = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise _error(source, problems or [Problem("", f"a recipe is a mapping of keys to values; found {found}")])
+    _expand_names(tree)
+    for override in overrides:
+        problems += apply_override(tree, override)
+        _expand_names(tree)
+    return _resolve(tree, problems, source, known or registry())
+
+
+def _find(name_or_path: str, known: Registry) -> tuple[str, str]:
+    """Return the text of a recipe, and what to call it."""
+    path = Path(name_or_path)
+    named = {entry.spec.name: entry.spec for entry in known.entries("recipes")}
+    if name_or_path in named:
+        package, _, inside = named[name_or_path].target.partition(":")
+        try:
+            return (importlib.resources.files(package) / inside).read_text(encoding="utf-8"), f"recipe {name_or_path!r}"
+        except (ImportError, OSError) as error:
+            target = named[name_or_path].target
+            raise PluginError(f"recipe {name_or_path!r} points at {target!r}, which cannot be read: {error}") from error
+    if path.is_dir():
+        path = path / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"no recipe and no file {name_or_path!r}.{known.hint('recipes', name_or_path)}")
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _resolve(tree: dict[str, Any], problems: list[Problem], source: str, known: Registry) -> Resolved:
+    recipe, wrong = _parse(Recipe, tree, ())
+    problems += wrong
+    slots: dict[str, list[tuple[Spec, Config | None]]] = {kind: [] for kind in (*_SLOTS.values(), *_SLOT_LISTS.values())}
+    for path, kind, slot in _slots(tree):
+        try:
+            spec = known.get(kind, slot["name"])
+            reader: type[Config] = spec.load_config() or Config
+        except PluginError as error:
+            problems.append(Problem(".".join((*path, "name")), str(error)))
+            continue
+        config, wrong = _parse(reader, {key: value for key, value in slot.items() if key != "name"}, path)
+        problems += wrong
+        slots[kind].append((spec, config))
+    if slots["policies"] and slots["objectives"]:
+        policy, objective = cast(PolicySpec, slots["policies"][0][0]), cast(ObjectiveSpec, slots["objectives"][0][0])
+        reason = mismatch(policy, objective)
+        if reason:
+            problems.append(Problem("objective.name", f"{objective.name!r} cannot train {policy.name!r}: {reason}"))
+        view = _at(tree, ("data", "view"))
+        if view in VIEW_GIVES and (lacking := lacking_in_view(view, objective)):
+            way_out = f"leave it out, or write {objective.view}"
+            problems.append(Problem("data.view", f"{view!r} gives no {lacking}, which {objective.name!r} needs; {way_out}"))
+    if problems:
+        raise _error(source, problems)
+    assert recipe is not None
+    return Resolved(
+        recipe=recipe,
+        policy_spec=policy,
+        policy_config=cast(Config, slots["policies"][0][1]),
+        objective_spec=objective,
+        objective_config=cast(Config, slots["objectives"][0][1]),
+        rewards=cast("tuple[tuple[RewardSpec, Config], ...]", tuple(slots["rewards"])),
+        evaluators=cast("tuple[tuple[EvaluatorSpec, Config], ...]", tuple(slots["evaluators"])),
+        view=objective.view if recipe.data.view == "auto" else recipe.data.view,
+        source=source,
+    )
+
+
+def _at(tree: Any, path: _Path) -> Any:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _slots(tree: dict[str, Any]) -> Iterator[tuple[_Path, str, dict[str, Any]]]:
+    """Yield (path, kind, keys) of each slot that has a name; what has none is the recipe schema's complaint."""
+    places = [(path, kind, _at(tree, path)) for path, kind in _SLOTS.items()]
+    for path, kind in _SLOT_LISTS.items():
+        items = _at(tree, path)
+        places += [((*path, str(i)), kind, item) for i, item in enumerate(items if isinstance(items, list) else ())]
+    for path, kind, slot in places:
+        if isinstance(slot, dict) and isinstance(slot.get("name"), str):
+            yield path, kind, slot
+
+
+def _expand_names(tree: dict[str, Any]) -> None:
+    """A slot written as bare text is its name: ``objective: dpo`` means ``objective: {name: dpo}``."""
+    for path in _SLOTS:
+        if isinstance(tree.get(path[0]), str):
+            tree[path[0]] = {"name": tree[path[0]]}
+    for path in _SLOT_LISTS:
+        items = _at(tree, path)
+        for position, item in enumerate(items if isinstance(items, list) else ()):
+            if isinstance(item, str):
+                items[position] = {"name": item}
+
+
+def _written(spec: Spec, config: Config) -> dict[str, Any]:
+    return {"name": spec.name, **config.model_dump(mode="json")}
+
+
+def _parse(reader: type[Read], tree: Any, prefix: _Path) -> tuple[Read | None, list[Problem]]:
+    try:
+        read = reader.model_validate(tree)
+        return read, list(_switched_numbers(tree, read.model_dump(), prefix))
+    except ValidationError as error:
+        items = error.errors(include_url=False)
+        places = [item["loc"] for item in items]
+        # a list whose only item is wrong is also "too short" to pydantic; the item's own complaint is the useful one
+        items = [
+            item for item in items if item["type"] != "too_short" or not any(_inside(place, item["loc"]) for place in places)
+        ]
+        return None, [_problem(reader, item, prefix) for item in items]
+
+
+def _switched_numbers(given: Any, read: Any, path: _Path) -> Iterator[Problem]:
+    """Yield each true or false that pydantic took for the number 1 or 0."""
+    if isinstance(given, bool) and isinstance(read, int | float) and not isinstance(read, bool):
+        yield Problem(".".join(path), f"expected a number, found {str(given).lower()}")
+    elif isinstance(given, dict) and isinstance(read, dict):
+        for key in given.keys() & read.keys():
+            yield from _switched_numbers(given[key], read[key], (*path, str(key)))
+    elif isinstance(given, list) and isinstance(read, list | tuple):
+        for position, (item, value) in enumerate(zip(given, read, strict=False)):
+            yield from _switched_numbers(item, value, (*path, str(position)))
+
+
+def _inside(place: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    return len(place) > len(other) and place[: len(other)] == other
+
+
+def _problem(reader: type[BaseModel], item: Any, prefix: _Path) -> Problem:
+    """Say one pydantic complaint in our words: where, what was found, what was expected."""
+    location, kind, found = item["loc"], item["type"], item["input"]
+    path = ".".join(str(key) for key in (*prefix, *location))
+    if kind == "extra_forbidden":
+        owner = model_at(reader, location[:-1])
+        keys = [*owner.model_fields] if owner else []
+        known = f" Known keys: {', '.join(keys)}." if keys else " No keys are known here."
+        return Problem(path, f"unknown key.{nearest(str(location[-1]), keys) or _elsewhere(str(location[-1])) or known}")
+    if kind == "missing":
+        return Problem(path, "missing; a value is required")
+    message = item["msg"].removeprefix("Value error, ")
+    if kind in ("value_error", "assertion_error"):
+        return Problem(path, message)
+    expected = item.get("ctx", {}).get("expected", "") if kind == "literal_error" and isinstance(found, str) else ""
+    choice = nearest(str(found), [text.strip("' ") for text in expected.replace(" or ", ",").split(",")]) if expected else ""
+    way_out = ""
+    if kind == "string_type" and isinstance(found, int | float | bool):
+        way_out = "; put it in quotes"
+    elif kind in ("float_parsing", "int_parsing") and str(found).lower() in ("no", "none", "off", "nothing"):
+        way_out = "; for none write null"
+    message = message.replace("Input", "it").replace("Tuple", "the list").replace("valid tuple", "list")
+    return Problem(path, f"{message}, found {_short(found)}{way_out}{'.' if choice else ''}{choice}")
+
+
+def _elsewhere(key: str) -> str:
+    """Return where in a recipe a key of this name belongs, or an empty string."""
+    places = [path for path in _paths(Recipe, "") if path.rpartition(".")[2] == key]
+    return f" Did you mean {places[0]!r}?" if places else ""
+
+
+def _paths(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            yield from _paths(field.annotation, f"{prefix}{name}.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _error(source: str, problems: Sequence[Problem]) -> ConfigError:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return ConfigError("\n".join([f"{source} has {count}:", *(f"  {problem}" for problem in problems)]))

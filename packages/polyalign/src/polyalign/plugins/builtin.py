@@ -1,0 +1,15 @@
+"""Core's own plugin: it uses the hooks that everybody uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from polyalign.plugins.hookspecs import hookimpl
+from polyalign.plugins.specs import ObjectiveSpec
+
+
+@hookimpl
+def polyalign_objectives() -> Iterable[ObjectiveSpec]:
+    from polyalign.objectives.specs import OBJECTIVES
+
+    return OBJECTIVES

@@ -1,0 +1,1 @@
+"""Number walks for polyalign: a small, whole plugin to copy from."""
