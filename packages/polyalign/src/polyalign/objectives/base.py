@@ -37,6 +37,21 @@ class Edges:
     def __len__(self) -> int:
         return len(self.better)
 
+    def where(self, keep: Tensor) -> Edges:
+        """Return the edges at which ``keep`` ``[E]`` (bool) is true, in order."""
+        chosen = keep.nonzero().flatten()
+        named = chosen.tolist() if self.aspect or self.annotator else []
+        return Edges(
+            better=self.better[chosen],  # type: ignore[arg-type]
+            worse=self.worse[chosen],  # type: ignore[arg-type]
+            weight=self.weight[chosen],
+            margin=self.margin[chosen],
+            ranking=self.ranking[chosen],  # type: ignore[arg-type]
+            columns=self.columns[chosen],
+            aspect=tuple(self.aspect[index] for index in named) if self.aspect else (),
+            annotator=tuple(self.annotator[index] for index in named) if self.annotator else (),
+        )
+
 
 @dataclass
 class Ratings:
@@ -88,7 +103,7 @@ class FeedbackTensors:
             if isinstance(part, Tensor):
                 return part.to(device)
             if isinstance(part, Edges | Rankings | Ratings | Segments):
-                return type(part)(**{f.name: moved(getattr(part, f.name)) for f in fields(part)})
+                return type(part)(**{f.name: moved(getattr(part, f.name)) for f in fields(part)})  # type: ignore[arg-type]
             return part
 
         return FeedbackTensors(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
@@ -190,8 +205,9 @@ class Objective(nn.Module):
         """
         blank = Scores(torch.zeros(scores_mask.shape, device=scores_mask.device), scores_mask, kind)  # type: ignore[arg-type]
         with torch.no_grad():
-            names = {name: blank for name in ("reference",)}
             stats = {name: torch.zeros((), device=scores_mask.device) for name in self.statistic_names}
-            return {name: term.weight for name, term in self.forward(blank, names, feedback, stats or None).items()}
+            return {
+                name: term.weight for name, term in self.forward(blank, {"reference": blank}, feedback, stats or None).items()
+            }
 
     statistic_names: ClassVar[tuple[str, ...]] = ()

@@ -1,0 +1,97 @@
+"""KTO: desirable and undesirable responses one by one, against a reference point shared by the whole step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from polyalign.objectives.base import MISMATCH, RESPONSE, FeedbackTensors, Objective, Term
+from polyalign.objectives.config import KTOConfig
+from polyalign.objectives.margins import log_ratios, over_draws, real_draws, scale_per_kind
+from polyalign.policies.base import Scores
+
+
+class KTO(Objective):
+    """Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7).
+
+    With ``X = log pi - log pi_ref`` summed over decisions, a sample costs
+    ``desirable_weight * (1 - sigma(beta (X - z0)))`` if it is desirable (label +1) and
+    ``undesirable_weight * (1 - sigma(beta (z0 - X)))`` if not (label -1). The term divides by the NUMBER of labelled
+    samples, as TRL does, not by the sum of the two weights.
+
+    ``z0 = max(0, mean X)`` without gradient: over the step's mismatched samples (prompt and response of different
+    records; ``kl: mismatch``, the paper) or over its labelled samples themselves (``kl: batch``, Diffusion-KTO,
+    arXiv 2404.04465). The mean runs over all micro-batches and processes of one optimiser step, through `statistics`;
+    TRL takes it per micro-batch, so that its loss depends on how a step is split.
+
+    Denoising: the link is applied per draw; sigma is neither convex nor concave, so one draw bounds nothing and KTO is
+    nominal there, as it is in Diffusion-KTO. z0 is one number for all draws.
+
+    At the reference z0 = 0 and each sample costs half its weight: 0.5 * weight if both weights are equal; with unequal
+    ones it depends on the mix, so there is no fixed value.
+    """
+
+    needs = frozenset({"reference", "labels"})
+    scope: ClassVar = "batch"
+    statistic_names: ClassVar[tuple[str, ...]] = ("mismatched", "labelled", "mismatched_share")
+
+    def __init__(self, config: KTOConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or KTOConfig()
+        self.kind_scale = scale_per_kind(self.config.kind_scale)
+        if self.config.kl == "mismatch":
+            self.needs = self.needs | {"mismatch"}  # type: ignore[misc]
+        same = self.config.desirable_weight == self.config.undesirable_weight
+        self.value_at_reference = 0.5 * self.config.desirable_weight if same else None
+
+    def forward(
+        self,
+        scores: Scores,
+        references: Mapping[str, Scores],
+        feedback: FeedbackTensors,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Term]:
+        """Return ``{"preference": (sum of losses, number of labelled samples)}``."""
+        labelled = _labelled(feedback).nonzero().flatten()
+        if statistics is None:
+            terms = self.statistics(scores, references, feedback)
+            statistics = {name: term.sum / term.weight.clamp(min=1) for name, term in terms.items()}
+        ratios = log_ratios(scores, references["reference"], "sum", self.kind_scale)[labelled]  # [L, D]
+        desirable = feedback.label[labelled] > 0
+        gain = torch.where(desirable, 1.0, -1.0)[:, None] * (ratios - self.reference_point(statistics))
+        weight = torch.where(desirable, self.config.desirable_weight, self.config.undesirable_weight)
+        # sigma(-x) rather than 1 - sigma(x): it keeps its digits where the loss is small.
+        losses = over_draws(torch.sigmoid(-self.config.beta * gain), real_draws(scores)[labelled])
+        count = torch.tensor(float(len(labelled)), device=ratios.device)
+        return {"preference": Term((weight * losses).sum(), count)}
+
+    def reference_point(self, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return z0, a scalar without gradient, from the step's statistics (already divided)."""
+        match self.config.kl:
+            case "mismatch":
+                mean = statistics["mismatched"]
+            case "batch":
+                mean = statistics["labelled"]
+            case "auto":
+                mean = torch.where(statistics["mismatched_share"] > 0, statistics["mismatched"], statistics["labelled"])
+        return mean.detach().clamp(min=0)
+
+    def statistics(self, scores: Scores, references: Mapping[str, Scores], feedback: FeedbackTensors) -> dict[str, Term]:
+        """Return the sums behind z0: log-ratios of mismatched and of labelled samples, and how many are mismatched."""
+        with torch.no_grad():
+            ratios = log_ratios(scores, references["reference"], "sum", self.kind_scale)
+            ratios = over_draws(ratios, real_draws(scores))  # [N]
+            mismatched, labelled = feedback.role == MISMATCH, _labelled(feedback)
+            share = mismatched.to(ratios.dtype)
+            return {
+                "mismatched": Term(ratios[mismatched].sum(), share.sum()),
+                "labelled": Term(ratios[labelled].sum(), labelled.to(ratios.dtype).sum()),
+                "mismatched_share": Term(share.sum(), torch.ones_like(share).sum()),
+            }
+
+
+def _labelled(feedback: FeedbackTensors) -> Tensor:
+    return (feedback.label != 0) & (feedback.role == RESPONSE)

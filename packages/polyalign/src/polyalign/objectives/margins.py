@@ -1,0 +1,60 @@
+"""From scores to one number per edge: log-ratio per sample and draw, margin per edge, and draws averaged after the link."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from polyalign.objectives.base import Edges, Term
+from polyalign.objectives.config import KindName
+from polyalign.policies.base import Kind, Scores
+
+
+def scale_per_kind(kind_scale: Mapping[KindName, float]) -> dict[Kind, float]:
+    """Return the configuration's ``kind_scale`` keyed by `Kind`, as `Scores.reduced` takes it."""
+    return {Kind[name.upper()]: factor for name, factor in kind_scale.items()}
+
+
+def log_ratios(
+    scores: Scores, reference: Scores | None, reduction: str = "sum", kind_scale: Mapping[Kind, float] | None = None
+) -> Tensor:
+    """Return ``log pi - log pi_ref`` per sample and draw, ``[N, D]``; without a reference ``log pi`` itself."""
+    policy = scores.reduced(reduction, kind_scale)
+    if reference is None:
+        return policy
+    frozen = reference.reduced(reduction, kind_scale).detach()
+    # Broadcasting over draws would silently pair a draw with another draw's reference.
+    assert policy.shape == frozen.shape, f"scores are {tuple(policy.shape)}, reference scores {tuple(frozen.shape)}"
+    return policy - frozen
+
+
+def margins(values: Tensor, edges: Edges) -> Tensor:
+    """Return ``values[better] - values[worse]``, ``[E, D]``, of values ``[N, D]``."""
+    return values[edges.better] - values[edges.worse]
+
+
+def real_draws(scores: Scores) -> Tensor:
+    """Return which draws of which samples hold at least one decision, ``[N, D]`` bool. The others are padding."""
+    return scores.mask.any(-1)
+
+
+def over_draws(values: Tensor, real: Tensor) -> Tensor:
+    """Return the mean over real draws: ``[..., D]`` to ``[...]``; 0 where no draw is real."""
+    return torch.where(real, values, 0.0).sum(-1) / real.sum(-1).clamp(min=1)
+
+
+def edge_losses(per_draw: Tensor, scores: Scores, edges: Edges) -> Tensor:
+    """Return one loss per edge, ``[E]``, from the loss of every draw, ``[E, D]``. Draws are averaged here, after the link.
+
+    Both sides of an edge share their draws; a side without any decision (an empty response) has log-probability 0 in each.
+    """
+    real = real_draws(scores)
+    return over_draws(per_draw, real[edges.better] | real[edges.worse])
+
+
+def edge_term(per_draw: Tensor, scores: Scores, edges: Edges) -> Term:
+    """Return the weighted sum over edges of per-draw losses ``[E, D]``, with the sum of edge weights as its weight."""
+    losses = edge_losses(per_draw, scores, edges)
+    return Term((edges.weight * losses).sum(), edges.weight.sum())
