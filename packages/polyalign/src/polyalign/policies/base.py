@@ -80,7 +80,7 @@ class Batch:
         return len(self.samples)
 
     def to(self, device: torch.device | str) -> Batch:
-        return replace(self, tensors=_moved(self.tensors, device), mask=self.mask.to(device), kind=self.kind.to(device))
+        return replace(self, tensors=_moved(self.tensors, device), mask=_moved(self.mask, device), kind=_moved(self.kind, device))
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
@@ -198,6 +198,9 @@ class Policy(nn.Module, ABC):
             f"{type(self).__name__} has no adapters to switch off; use reference: frozen_copy, or tune it with lora"
         )
         yield  # pragma: no cover
+
+    def enable_gradient_checkpointing(self) -> None:
+        raise TrainingError(f"{type(self).__name__} has no gradient checkpointing; set gradient_checkpointing: false")
 
     @property
     def has_adapters(self) -> bool:

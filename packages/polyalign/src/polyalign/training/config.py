@@ -25,12 +25,14 @@ class Slot(BaseModel):
 
 
 class SourceConfig(Config):
-    """One data set of a mixture. ``path``: a folder or file, or ``dataset:NAME``; ``split`` picks ``<split>.jsonl`` or .parquet."""
+    """One data set of a mixture. ``path``: a folder, a file or ``dataset:NAME``; ``split`` picks a file of the folder."""
 
     path: str
     split: str = "train"
     weight: float = Field(1.0, gt=0, description="share of this source in the mixture, relative to the others")
     limit: int | None = Field(None, gt=0, description="use only the first so many records")
+    allow_outside: bool = Field(False, description="media may lie outside the data set's folder")
+    allow_urls: bool = Field(False, description="media may be fetched over http(s), once, with their hash checked")
 
 
 class DataConfig(Config):
@@ -94,8 +96,9 @@ class ReportConfig(Config):
     """What is generated before and after training, and who judges it."""
 
     prompts: int = Field(16, ge=0, description="held-out prompts generated for the before/after comparison")
+    prompts_from: SourceConfig | None = Field(None, description="where those prompts come from; none: data.eval, else data.train")
     samples_per_prompt: int = Field(1, gt=0)
-    show: int = Field(16, ge=0, description="prompts shown in the report")
+    show: int = Field(16, ge=0, description="responses shown in the report, spread over the prompts")
     seed: int = 1234
     decoding: dict[str, Any] = Field(default_factory=dict)
     rewards: tuple[Slot, ...] = ()

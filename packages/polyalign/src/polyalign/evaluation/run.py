@@ -1,0 +1,140 @@
+"""``polyalign sample``, ``score`` and ``eval``: what a trained (or starting) model makes, prefers and is worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from polyalign.cache import cache_folder
+from polyalign.errors import TrainingError
+from polyalign.evaluation.intervals import bootstrap
+from polyalign.policies.base import Policy
+from polyalign.policies.reference import build_reference
+from polyalign.records.atomic import write_text
+from polyalign.records.schema import Message, TextPart
+from polyalign.training import checkpoint
+from polyalign.training.batches import at_epoch, collate_examples
+from polyalign.training.report.judging import judge
+from polyalign.training.report.samples import Response, generate
+from polyalign.training.run import all_samples, build, datasets, judges, report_prompts
+
+if TYPE_CHECKING:
+    from polyalign.config import Resolved
+
+EXTENSIONS = {"image/png": ".png", "image/webp": ".webp", "audio/wav": ".wav", "video/mp4": ".mp4"}
+
+
+def sample(
+    resolved: Resolved,
+    folder: Path | None,
+    *,
+    prompts: Sequence[str] = (),
+    samples_per_prompt: int = 1,
+    seed: int = 0,
+    out: Path | None = None,
+) -> str:
+    """Generate from the run in ``folder`` (or from the recipe's starting model) into ``out``; return a summary."""
+    policy, _ = build(resolved)
+    _load(policy, folder)
+    if prompts:
+        asked: list[tuple[Message, ...]] = [(Message(role="user", parts=(TextPart(text=text),)),) for text in prompts]
+    else:
+        asked = report_prompts(resolved, *datasets(resolved))
+    if not asked:
+        raise TrainingError("nothing to generate: give --prompt, or set report.prompts in the recipe")
+    out = out or (folder or Path(".")) / "samples" / "sampled"
+    if (out / "index.json").exists():
+        raise TrainingError(f"{str(out)!r} already holds samples; name another folder with --out")
+    settings = replace_report(resolved, samples_per_prompt, seed)
+    responses = generate(policy, asked, settings.recipe.report, out)
+    lines = []
+    for number, response in enumerate(responses):
+        if response.data is None:
+            lines.append(f"{response.prompt_text!r}: {response.text}")
+        else:
+            path = out / f"{number:04d}{EXTENSIONS.get(response.mime or '', '')}"
+            path.write_bytes(response.data)
+            lines.append(f"{response.prompt_text!r}: {path}")
+    return "\n".join(lines)
+
+
+def score(resolved: Resolved, folder: Path | None, *, out: Path | None = None) -> str:
+    """Score every held-out response; return how often the model prefers what the feedback preferred, with its interval.
+
+    With a reference in the recipe the preference is the implicit reward's (log-ratio), else the log-probability's.
+    """
+    policy, objective = build(resolved)
+    train_set, held_out = datasets(resolved)
+    data = held_out or train_set
+    policy.prepare(all_samples(data), cache_folder())
+    uses_reference = "reference" in objective.needs and folder is not None
+    settings = resolved.recipe.reference.model_copy(update={"cache": False})
+    reference = build_reference(policy, settings, cache_folder()) if uses_reference else None
+    _load(policy, folder)
+    policy.eval()
+    rows, wins = [], []
+    for index in range(len(data)):
+        example = at_epoch(data[index], 0)
+        micro = collate_examples([example], policy.collator)
+        with torch.no_grad():
+            values = policy(micro.batch).reduced().mean(1)
+            if reference is not None:
+                values = values - reference(micro.batch).reduced().mean(1)
+        rows.append(
+            {"record": example.record_id, "scores": dict(zip([s.id for s in example.samples], values.tolist(), strict=True))}
+        )
+        wins += [
+            float((torch.sign(values[e.better] - values[e.worse]) + 1) / 2) for e in example.edges if e.contrast == "response"
+        ]
+    if out:
+        write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
+    what = "log-ratio to the reference" if reference is not None else "log-probability"
+    if not wins:
+        return f"{len(rows)} examples scored by {what}; none of them compares two responses"
+    return f"{len(rows)} examples, {len(wins)} preferences: the {what} agrees with {bootstrap(wins)} of them (95 % interval)"
+
+
+def eval(resolved: Resolved, folder: Path | None, *, out: Path | None = None) -> str:
+    """Generate on the recipe's report prompts with the starting model and the run's model; judge both; return a table."""
+    if not resolved.rewards and not resolved.evaluators:
+        raise TrainingError("nobody to judge: name report.rewards or report.evaluators in the recipe")
+    if folder is None:
+        raise TrainingError("eval compares a run with its starting model: give a run folder")
+    prompts = report_prompts(resolved, *datasets(resolved))
+    if not prompts:
+        raise TrainingError("nothing to judge: report.prompts is 0 in the recipe")
+    policy, _ = build(resolved)
+    place = (out or folder) / "samples"
+    settings = resolved.recipe.report
+    before: list[Response] = generate(policy, prompts, settings, place / "before")
+    step = _load(policy, folder)
+    after = generate(policy, prompts, settings, place / f"after-{step:06d}")
+    lines = [f"{len(prompts)} prompts, {settings.samples_per_prompt} samples each; mean [95 % interval]"]
+    for verdict in judge(before, after, settings.samples_per_prompt, *judges(resolved)):
+        lines.append(
+            f"{verdict.name}: before {verdict.before}, after {verdict.after}, gain {verdict.gain}, win rate {verdict.wins}"
+        )
+        lines += [f"  {key}: {value}" for key, value in verdict.notes.items()]
+    return "\n".join(lines)
+
+
+def _load(policy: Policy, folder: Path | None) -> int:
+    """Put a run's trained weights into the policy; return the step they come from."""
+    if folder is None:
+        return 0
+    path, messages = checkpoint.newest(folder / "checkpoints")
+    if path is None:
+        raise TrainingError(f"{str(folder)!r} holds no usable checkpoint. {' '.join(messages)}".rstrip())
+    checkpoint.load_policy(policy, path)
+    return int(json.loads((path / "progress.json").read_text())["step"])
+
+
+def replace_report(resolved: Resolved, samples_per_prompt: int, seed: int) -> Resolved:
+    """Return the recipe with other sampling settings."""
+    report = resolved.recipe.report.model_copy(update={"samples_per_prompt": samples_per_prompt, "seed": seed})
+    return replace(resolved, recipe=resolved.recipe.model_copy(update={"report": report}))

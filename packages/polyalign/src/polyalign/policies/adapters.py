@@ -1,0 +1,50 @@
+"""LoRA by peft, the same way for every transformers and diffusers model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from polyalign.policies.config import LoraConfig
+from polyalign.randomness import keyed_seed
+
+ADAPTER = "policy"
+
+
+def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
+    """Freeze ``model`` (a transformers or diffusers model) and inject trainable LoRA layers, initialised from ``seed``."""
+    import peft
+
+    model.requires_grad_(False)
+    alpha: Any = config.rank if config.alpha is None else config.alpha  # peft declares int and only divides by the rank
+    targets = config.targets[0] if config.targets == ("all-linear",) else list(config.targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(seed, "lora"))
+        model.add_adapter(
+            peft.LoraConfig(
+                r=config.rank,
+                lora_alpha=alpha,
+                lora_dropout=config.dropout,
+                target_modules=targets,
+            ),
+            adapter_name=ADAPTER,
+        )
+
+
+@contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """Run the base model: adapters are switched off inside and back on after."""
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,113 @@
+"""From messages to token ids, knowing for each token whether it is the model's decision. Nothing is guessed from lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from polyalign.errors import ConfigError, RecordError
+from polyalign.records.schema import MediaPart, Message, TextPart, text_of
+
+_MARK = "\u2063response\u2063"  # invisible separators: no template alters or trims them
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one sample. Every id of ``response`` is scored, its end-of-turn token included; no id of ``prompt`` is.
+
+    ``dropped`` counts prompt tokens lost at the front, ``cut`` response tokens lost at the end.
+    """
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    dropped: int = 0
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+class PromptResponseEncoder:
+    """Turns a prompt and a response into ids the way the model meets them when it generates.
+
+    The prompt is rendered up to the point where the assistant starts to speak, the response is tokenised apart (so a token
+    never straddles the border), and the template's own end of turn follows. Special tokens written inside a response's
+    text are spelt out as ordinary text.
+
+    ``chat_template``: "auto" uses the tokenizer's template if it has one; "none" never does. Without a template the texts
+    of all messages are joined by a newline, the tokenizer puts its usual start token in front, and the response follows at
+    once: prompt + response + end-of-text. Give the prompt its own trailing space or newline where the model needs one.
+    """
+
+    def __init__(self, tokenizer: Any, chat_template: Literal["auto", "none"] = "auto") -> None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("the tokenizer has no end-of-text token (eos_token); set one, or generation could never stop")
+        self.tokenizer = tokenizer
+        self.uses_template = chat_template == "auto" and bool(tokenizer.chat_template)
+        self.end_ids: tuple[int, ...] = self._end_of_turn() if self.uses_template else (tokenizer.eos_token_id,)
+
+    def prompt_ids(self, prompt: tuple[Message, ...]) -> tuple[int, ...]:
+        """Return the ids in front of the response. A prompt that ends with an assistant message is continued, not answered."""
+        turns = [{"role": message.role, "content": self.text(message.parts, "prompt")} for message in prompt]
+        if self.uses_template:
+            continues = bool(turns) and turns[-1]["role"] == "assistant"
+            rendered = self._render(turns, add_generation_prompt=not continues, continue_final_message=continues)
+            return tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        ids = list(self.tokenizer("\n".join(turn["content"] for turn in turns))["input_ids"])
+        while ids and ids[-1] in (self.tokenizer.eos_token_id, getattr(self.tokenizer, "sep_token_id", None)):
+            ids.pop()  # tokenizers that close every text would close the prompt too
+        start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        return tuple(ids) or (start,)  # the first response token needs something to be predicted from
+
+    def response_ids(self, response: Sequence[TextPart | MediaPart]) -> tuple[int, ...]:
+        """Return the ids of the response, its end-of-turn token included."""
+        text = self.text(response, "response")
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return (*ids, *self.end_ids)
+
+    def text(self, parts: Sequence[TextPart | MediaPart], where: str) -> str:
+        """Return the text of message parts. A policy that reads media overrides this with its placeholder tokens."""
+        for part in parts:
+            if isinstance(part, MediaPart):
+                raise RecordError(
+                    f"the {where} holds a {part.media.modality} part, but this policy reads and writes text only; "
+                    "choose a policy of that modality (`polyalign list policies`) or leave these records out with data.tags"
+                )
+        return text_of(tuple(parts))
+
+    def fit(self, prompt: tuple[int, ...], response: tuple[int, ...], max_length: int, max_response: int) -> Encoded:
+        """Return both within the limits: the response is kept and cut only past ``max_response`` (then it has no end of
+        turn, since the text goes on), and the prompt loses its oldest tokens."""
+        cut = max(0, len(response) - max_response)
+        kept = response[: len(response) - cut]
+        dropped = max(0, len(prompt) + len(kept) - max_length)
+        return Encoded(prompt[dropped:], kept, dropped, cut)
+
+    def _render(self, turns: list[dict[str, str]], **how: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **how))
+        except TemplateError as error:
+            raise RecordError(
+                f"the tokenizer's chat template refuses a prompt with the roles {[turn['role'] for turn in turns]}: {error}. "
+                "Change the roles in the records, or set policy.chat_template: none"
+            ) from error
+
+    def _end_of_turn(self) -> tuple[int, ...]:
+        """Read off the template how an assistant's turn ends: up to its first special token, else the end-of-text token."""
+        rendered = self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}])
+        _, mark, tail = rendered.rpartition(_MARK)
+        if not mark:
+            raise ConfigError(
+                "the tokenizer's chat template does not print the assistant's message, so responses cannot be scored; "
+                "use another template, or set policy.chat_template: none"
+            )
+        ids = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special.add(self.tokenizer.eos_token_id)
+        for position, index in enumerate(ids):
+            if index in special:
+                return tuple(ids[: position + 1])
+        return (self.tokenizer.eos_token_id,)

@@ -1,0 +1,44 @@
+"""From logits to the few numbers an objective reads, one position at a time: any chunk of positions can be reduced alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import LongTensor, Tensor
+
+
+def reduce_logits(
+    logits: Tensor,
+    targets: LongTensor,
+    temperature: Tensor,
+    *,
+    entropy: bool = False,
+    target_ids: LongTensor | None = None,
+    target_values: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Reduce ``logits`` ``[P, V]`` at P scored positions; every result is float32 and indexed by position.
+
+    - ``log_probs`` ``[P]``: log-softmax of ``logits / temperature`` at ``targets`` ``[P]``;
+    - ``entropy`` ``[P]`` in nats, if asked;
+    - with ``target_ids`` and ``target_values`` ``[P, K]``: ``target_log_probs`` ``[P, K]``, the log-probabilities of those
+      ids, and ``token_targets`` ``[P]``, their sum weighted by the values: minus the cross-entropy to a teacher whose
+      probabilities the values are.
+
+    Call it outside autocast: the softmax of a large vocabulary is not safe in bfloat16.
+    """
+    scaled = logits.float() / temperature.float()[:, None]
+    normaliser = torch.logsumexp(scaled, -1)  # [P]
+    found = {"log_probs": scaled.gather(1, targets[:, None]).squeeze(1) - normaliser}
+    if entropy:
+        expected_logit = (torch.softmax(scaled, -1) * scaled.masked_fill(scaled == -torch.inf, 0.0)).sum(-1)
+        found["entropy"] = normaliser - expected_logit
+    if target_ids is not None and target_values is not None:
+        found["target_log_probs"] = scaled.gather(1, target_ids) - normaliser[:, None]
+        found["token_targets"] = (target_values.float() * found["target_log_probs"]).sum(-1)
+    return found
+
+
+def scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """Return ``values`` ``[P, ...]`` laid out as ``[N, T, ...]``: row by row where ``mask`` ``[N, T]`` is True, else 0."""
+    full = values.new_zeros(*mask.shape, *values.shape[1:])
+    full[mask] = values
+    return full

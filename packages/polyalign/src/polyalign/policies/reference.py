@@ -1,0 +1,128 @@
+"""The frozen twin of a policy: adapters switched off, a frozen copy, or scores kept on disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from polyalign.errors import TrainingError
+from polyalign.policies.base import Batch, Policy, Scores
+from polyalign.training.config import ReferenceConfig
+
+
+class Reference(Protocol):
+    def __call__(self, batch: Batch) -> Scores:
+        """Return detached scores of the starting weights, without dropout."""
+        ...
+
+
+class AdaptersOff:
+    """The base model under the adapters: no second copy in memory."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def __call__(self, batch: Batch) -> Scores:
+        training = self.policy.training
+        self.policy.eval()
+        try:
+            with torch.no_grad(), self.policy.as_reference():
+                return self.policy(batch).detach()  # type: ignore[no-any-return]
+        finally:
+            self.policy.train(training)
+
+
+class FrozenCopy:
+    """A deep copy of the policy, taken before training starts."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+
+    def __call__(self, batch: Batch) -> Scores:
+        with torch.no_grad():
+            return self.policy(batch).detach()  # type: ignore[no-any-return]
+
+
+class CachedScores:
+    """Scores each distinct (sample, draws) once with ``inner`` and keeps the result on disk.
+
+    Keys are ``batch.cache_keys``; the file name carries the policy's fingerprint, so scores of other weights are never
+    read. Each process writes its own file and reads everybody's.
+    """
+
+    def __init__(self, inner: Reference | None, folder: Path, fingerprint: str, rank: int = 0) -> None:
+        self.inner, self.folder, self.rank = inner, folder, rank
+        self.prefix = f"reference-{fingerprint[:40]}"
+        self.values: dict[str, torch.Tensor] = {}
+        self.hits = self.misses = 0
+        self._unsaved = False
+        for path in sorted(folder.glob(f"{self.prefix}-*.safetensors")):
+            self._read(path)
+
+    def __call__(self, batch: Batch) -> Scores:
+        if batch.cache_keys is None:
+            raise TrainingError(
+                "reference.cache is on, but this policy's draws change every epoch; set policy.bank to a number of fixed draws"
+            )
+        if all(key in self.values for key in batch.cache_keys):
+            self.hits += 1
+            return self._restore(batch)
+        if self.inner is None:
+            raise TrainingError(
+                "a reference score is missing from the cache after it was filled; delete the cache and start again"
+            )
+        self.misses += 1
+        scores = self.inner(batch)
+        for row, key in enumerate(batch.cache_keys):  # first come stays: a resumed run then sees the very same values
+            self.values.setdefault(key, scores.log_probs[row][scores.mask[row]].cpu())
+        self._unsaved = True
+        return self._restore(batch)
+
+    def _restore(self, batch: Batch) -> Scores:
+        assert batch.cache_keys is not None
+        log_probs = torch.zeros(batch.mask.shape, device=batch.mask.device)
+        log_probs[batch.mask] = torch.cat([self.values[key] for key in batch.cache_keys]).to(batch.mask.device)
+        return Scores(log_probs, batch.mask, batch.kind)
+
+    def save(self) -> None:
+        """Write this process's scores (temporary name, then rename). Called at every checkpoint."""
+        if not self._unsaved:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self.prefix}-{self.rank}.safetensors"
+        keys = list(self.values)
+        tensors = {
+            "values": torch.cat([self.values[key] for key in keys]),
+            "lengths": torch.tensor([len(self.values[key]) for key in keys]),
+        }
+        temporary = path.with_suffix(".tmp")
+        save_file(tensors, temporary, metadata={"keys": json.dumps(keys)})
+        temporary.replace(path)
+        self._unsaved = False
+
+    def _read(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            keys = json.loads(file.metadata()["keys"])
+            pieces = file.get_tensor("values").split(file.get_tensor("lengths").tolist())
+        self.values.update(zip(keys, pieces, strict=True))
+
+
+def build_reference(
+    policy: Policy, config: ReferenceConfig, cache: Path, rank: int = 0, precision: str = "fp32"
+) -> Reference | None:
+    """Return the reference that the recipe asks for; None for ``kind: none``. Scores of another precision are other scores."""
+    kind = config.kind
+    if kind == "auto":
+        kind = "adapters_off" if policy.has_adapters else "frozen_copy"
+    if kind == "none":
+        return None
+    if kind == "adapters_off" and not policy.has_adapters:
+        raise TrainingError("reference.kind is adapters_off, but the policy has no adapters; set policy.lora or use frozen_copy")
+    reference: Reference = AdaptersOff(policy) if kind == "adapters_off" else FrozenCopy(policy)
+    return CachedScores(reference, cache, f"{precision}-{policy.fingerprint()}", rank) if config.cache else reference

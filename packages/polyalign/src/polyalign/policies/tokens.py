@@ -1,0 +1,293 @@
+"""The token family: any transformers causal model, one right-padded row per sample.
+
+Scoring is split ``encode_media -> embed -> backbone -> head`` so that a subclass changes one stage and keeps the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from polyalign.errors import ConfigError, TrainingError, nearest
+from polyalign.policies import generation
+from polyalign.policies.adapters import adapters_off
+from polyalign.policies.base import Batch, Policy, Rollouts, Scores
+from polyalign.policies.completion_mask import PromptResponseEncoder
+from polyalign.policies.config import TokensConfig
+from polyalign.policies.fingerprint import weights_fingerprint
+from polyalign.policies.logprobs import reduce_logits, scatter
+from polyalign.policies.token_collator import TokenCollator
+from polyalign.records.samples import Sample
+from polyalign.records.schema import Message
+
+logger = logging.getLogger(__name__)
+VALUE_HEAD_FILE = "value_head.safetensors"
+
+
+class TokenPolicy(Policy):
+    """A transformers causal model whose decisions are the tokens of the response.
+
+    Extras of `forward`, with N samples and T scored tokens in the longest response (0 where nothing is scored):
+
+    - ``entropy`` ``[N, T]``, nats; ``values`` ``[N, T]``, the value head's view of the state before each token;
+    - ``hidden`` ``[N, H]``: last-layer hidden state at the row's last real token;
+    - ``token_targets`` ``[N, T]`` and ``target_log_probs`` ``[N, T, K]`` for a batch made by `with_token_targets`, along
+      with its ``target_values``: what a distillation loss needs of the vocabulary, and no more.
+
+    Dropout of the base model is off in training too, so that the policy equals its reference before the first step; LoRA
+    keeps the dropout of its own configuration.
+    """
+
+    family: ClassVar[str] = "tokens"
+    inputs = frozenset({"text"})
+    outputs = frozenset({"text"})
+
+    def __init__(self, model: Any, encoder: PromptResponseEncoder, config: TokensConfig, *, value_head: bool = False) -> None:
+        super().__init__()
+        silence_dropout(model)
+        self.model = model
+        self.encoder = encoder
+        self.tokenizer = encoder.tokenizer
+        self.collator = TokenCollator(encoder, config)
+        self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device) if value_head else None
+        if self.value_head is not None:  # starts at 0 for every state
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+        self.provides = frozenset({"log_probs", "entropy", "hidden", "token_targets"} | ({"values"} if value_head else set()))
+        self._fingerprint: str | None = None
+        self.splits = self._split_is_exact()
+
+    # scoring
+
+    def forward(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
+        self._check(batch, want)
+        tensors, mask = batch.tensors, batch.mask[:, 0]  # [N, T]
+        rows, columns = mask.nonzero(as_tuple=True)  # P scored positions
+        predictors = tensors["predictors"][rows, columns]
+        if self.splits:
+            states = self.backbone(self.embed(batch, self.encode_media(batch)), batch)  # [N, L, H]
+            logits = self.head(states[rows, predictors])  # [P, V]: prompt and padding never meet the vocabulary
+        else:
+            states, all_logits = self.whole(batch)
+            logits = all_logits[rows, predictors]
+        with torch.autocast(logits.device.type, enabled=False):
+            targeted = "token_targets" in want
+            reduced = reduce_logits(
+                logits,
+                tensors["targets"][rows, columns],
+                tensors["temperature"][rows],
+                entropy="entropy" in want,
+                target_ids=tensors["target_ids"][rows, columns] if targeted else None,
+                target_values=tensors["target_values"][rows, columns] if targeted else None,
+            )
+            if self.value_head is not None:  # always run, so that its gradient exists on every process
+                reduced["values"] = self.value_head(states[rows, predictors].float()).squeeze(-1)
+        log_probs = scatter(reduced.pop("log_probs"), mask)[:, None]  # [N, 1, T]
+        extras = {name: scatter(value, mask) for name, value in reduced.items()}
+        if targeted:
+            extras["target_values"] = tensors["target_values"]
+        if "hidden" in want:
+            extras["hidden"] = states[torch.arange(len(batch), device=states.device), tensors["last"]].float()
+        return Scores(log_probs, batch.mask, batch.kind, extras)
+
+    def encode_media(self, batch: Batch) -> Any:
+        """Return features of the batch's media, each distinct medium once; None where a policy reads text only."""
+        return None
+
+    def embed(self, batch: Batch, media: Any) -> Tensor:
+        """Return input embeddings ``[N, L, H]``. ``media`` is what `encode_media` returned."""
+        return self.model.get_input_embeddings()(batch.tensors["input_ids"])  # type: ignore[no-any-return]
+
+    def backbone(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """Return last-layer hidden states ``[N, L, H]``, after the final norm."""
+        decoder = self.model.get_decoder()
+        output = decoder(inputs_embeds=embeddings, use_cache=False, return_dict=True, **self._row_inputs(decoder, batch))
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def head(self, states: Tensor) -> Tensor:
+        """Return logits ``[P, V]`` of hidden states ``[P, H]``, with the scaling and soft cap of the architecture."""
+        config = self.model.config.get_text_config()
+        logits = self.model.get_output_embeddings()(states)
+        if getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * config.logit_scale
+        if getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / config.logits_scaling
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+        return cap * torch.tanh(logits / cap) if cap else logits  # type: ignore[no-any-return]
+
+    def whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return (hidden states ``[N, L, H]``, logits ``[N, L, V]``) from the model's own forward: the path of
+        architectures whose logits are more than a head over the decoder's states. Costs memory by length x vocabulary."""
+        output = self.model(
+            input_ids=batch.tensors["input_ids"],
+            output_hidden_states=True,
+            use_cache=False,
+            return_dict=True,
+            **self._row_inputs(self.model, batch),
+        )
+        return output.hidden_states[-1], output.logits
+
+    def _row_inputs(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        accepted = inspect.signature(module.forward).parameters
+        return {name: batch.tensors[name] for name in ("attention_mask", "position_ids") if name in accepted}
+
+    def _check(self, batch: Batch, want: frozenset[str]) -> None:
+        unknown = sorted(want - self.provides)
+        if unknown:
+            way = "set policy.value_head: true" if unknown == ["values"] else f"it provides {', '.join(sorted(self.provides))}"
+            raise TrainingError(f"{type(self).__name__} cannot give {', '.join(map(repr, unknown))}; {way}")
+        if "token_targets" in want and "target_ids" not in batch.tensors:
+            raise TrainingError(
+                "token_targets were asked for, but the batch has none; add them: with_token_targets(batch, ids, values)"
+            )
+
+    @torch.no_grad()
+    def _split_is_exact(self) -> bool:
+        """Compare the split path with the model's own forward on a few tokens. A wrong split would train on wrong scores."""
+        length = 4
+        ids = torch.arange(length, device=self.model.device)[None] % self.model.get_input_embeddings().num_embeddings
+        tensors = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "position_ids": torch.arange(length, device=ids.device)[None],
+        }
+        blank = torch.zeros(1, 1, 0, dtype=torch.bool)
+        probe = Batch((), tensors, blank, torch.zeros(1, 0, dtype=torch.long))  # type: ignore[arg-type]
+        training = self.training
+        self.eval()
+        try:
+            _, expected = self.whole(probe)
+            try:
+                found = self.head(self.backbone(self.embed(probe, None), probe))
+                exact = torch.allclose(found.float(), expected.float(), rtol=1e-4, atol=1e-5)
+            except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+                logger.info("%s cannot be split into backbone and head: %s", type(self.model).__name__, error)
+                exact = False
+        finally:
+            self.train(training)
+        if not exact:
+            logger.warning(
+                "%s: logits are more than a head over the decoder's states; scoring through the model's own forward, "
+                "which needs memory for every position x vocabulary",
+                type(self.model).__name__,
+            )
+        return exact
+
+    # generating, saving, and the frozen twin
+
+    def generate(
+        self, prompts: Sequence[tuple[Message, ...]], *, samples_per_prompt: int = 1, seed: int = 0, **decoding: Any
+    ) -> Rollouts:
+        """Return text rollouts; ``decoding`` as `generation.Decoding`: temperature, top_p, max_new_tokens, batch_size.
+
+        What a prompt gets depends on (seed, prompt, sample number) and not on the other prompts of the call.
+        ``old_log_probs`` are scored by `forward` at the decoding temperature, over the whole vocabulary (before top_p).
+        """
+        known = set(generation.Decoding.__dataclass_fields__)
+        for name in decoding:
+            if name not in known:
+                raise ConfigError(f"unknown decoding setting {name!r};{nearest(name, known)} known: {', '.join(sorted(known))}")
+        decoding.setdefault("max_new_tokens", self.collator.max_response)
+        return generation.generate(self, prompts, samples_per_prompt, seed, generation.Decoding(**decoding))
+
+    collator: TokenCollator
+
+    def prepare(self, samples: Sequence[Sample], cache: Path, progress: Any = None) -> None:
+        """Say once what the length limits take from the data. Nothing is written to ``cache``."""
+        lost = self.collator.truncation(samples)
+        if lost.prompts:
+            logger.warning(
+                "%d of %d samples are longer than policy.max_length=%d: their prompts lose %d oldest tokens in all",
+                lost.prompts,
+                lost.samples,
+                self.collator.max_length,
+                lost.prompt_tokens,
+            )
+        if lost.responses:
+            logger.warning(
+                "%d of %d responses are longer than policy.max_response=%d: they lose %d last tokens in all",
+                lost.responses,
+                lost.samples,
+                self.collator.max_response,
+                lost.response_tokens,
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that transformers loads by itself (with LoRA: an adapter that peft and transformers load)."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.value_head is not None:
+            weights = {name: value.detach().cpu().contiguous() for name, value in self.value_head.state_dict().items()}
+            save_file(weights, folder / VALUE_HEAD_FILE)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the base weights, tokenizer, template and length limits; adapters do not enter. Computed once,
+        so ask before training changes the weights."""
+        if self._fingerprint is None:
+            weights = [
+                (name.replace(".base_layer.", "."), value)
+                for name, value in self.model.state_dict().items()
+                if "lora_" not in name
+            ]
+            encoder, collator = self.encoder, self.collator
+            layout = [
+                encoder.uses_template,
+                self.tokenizer.chat_template,
+                encoder.end_ids,
+                collator.max_length,
+                collator.max_response,
+            ]
+            self._fingerprint = weights_fingerprint(weights, _vocabulary(self.tokenizer), json.dumps(layout))
+        return self._fingerprint
+
+    @property
+    def has_adapters(self) -> bool:
+        return bool(getattr(self.model, "_hf_peft_config_loaded", False))
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        if not self.has_adapters:
+            with super().as_reference():
+                yield
+        else:
+            with adapters_off(self.model):
+                yield
+
+    def enable_gradient_checkpointing(self) -> None:
+        if not self.model.supports_gradient_checkpointing:
+            raise TrainingError(
+                f"{type(self.model).__name__} has no gradient checkpointing; set training.gradient_checkpointing: false"
+            )
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def silence_dropout(model: nn.Module) -> None:
+    """Set every dropout rate inside the model to 0, except LoRA's. Modules and plain attributes are changed; the model's
+    configuration, which `save` writes out, is left as it is."""
+    for path, module in model.named_modules():
+        if ".lora_dropout" in path:
+            continue
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and "drop" in name:
+                setattr(module, name, 0.0)
+
+
+def _vocabulary(tokenizer: Any) -> str:
+    if getattr(tokenizer, "is_fast", False):
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state.pop("truncation", None), state.pop("padding", None)  # switches of the last call, not part of the vocabulary
+        return json.dumps(state, sort_keys=True)
+    return json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map], sort_keys=True, default=str)

@@ -1,0 +1,129 @@
+"""From positions in the data stream to the micro-batches of one optimiser step.
+
+Step k of a run is a pure function of (data, seed, k): resuming, splitting into micro-batches and splitting over
+processes change neither the examples of a step nor their noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch.utils.data import DataLoader, Dataset
+
+from polyalign.errors import TrainingError
+from polyalign.objectives.base import FeedbackTensors
+from polyalign.policies.base import Batch, Collator
+from polyalign.records.samples import Example
+from polyalign.training.config import TrainingConfig
+
+
+class ExampleSource(Protocol):
+    """Examples by index, and an endless keyed order over them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def position(self, position: int, seed: int) -> tuple[int, int]:
+        """Return (index, epoch) of the example that stands at ``position`` of the endless stream."""
+        ...
+
+
+@dataclass
+class MicroBatch:
+    """Whole examples, collated: what one forward pass sees."""
+
+    batch: Batch
+    feedback: FeedbackTensors
+    record_ids: tuple[str, ...]
+
+
+@dataclass
+class Window:
+    """The micro-batches of one optimiser step on this process."""
+
+    step: int
+    micro_batches: list[MicroBatch]
+
+
+def collate_examples(examples: Sequence[Example], collator: Collator) -> MicroBatch:
+    """Collate whole examples into one forward pass; an example is never split, since its samples share draws."""
+    samples = [sample for example in examples for sample in example.samples]
+    return MicroBatch(collator(samples), FeedbackTensors.of(examples), tuple(example.record_id for example in examples))
+
+
+def split(examples: Sequence[Example], collator: Collator, config: TrainingConfig) -> Iterator[list[Example]]:
+    """Cut a process's share of a step into micro-batches, by count or by budget (``collator.cost`` per sample)."""
+    if config.micro_batch_budget is None:
+        size = config.micro_batch_size or len(examples)
+        for start in range(0, len(examples), size):
+            yield list(examples[start : start + size])
+        return
+    group: list[Example] = []
+    spent = 0
+    for example in examples:
+        cost = sum(collator.cost(sample) for sample in example.samples)
+        if cost > config.micro_batch_budget:
+            raise TrainingError(
+                f"record {example.record_id!r} alone costs {cost}, more than training.micro_batch_budget="
+                f"{config.micro_batch_budget}; raise the budget or drop the record"
+            )
+        if group and spent + cost > config.micro_batch_budget:
+            yield group
+            group, spent = [], 0
+        group.append(example)
+        spent += cost
+    if group:
+        yield group
+
+
+def at_epoch(example: Example, epoch: int) -> Example:
+    """Return the example with its samples marked by epoch, which keys their draws."""
+    return replace(example, samples=tuple(replace(sample, epoch=epoch) for sample in example.samples))
+
+
+class Steps(Dataset[Window]):
+    """Maps a step number to its `Window`; picklable, so that loader workers prepare steps ahead."""
+
+    def __init__(
+        self, source: ExampleSource, collator: Collator, config: TrainingConfig, rank: int = 0, processes: int = 1
+    ) -> None:
+        if config.batch_size % processes:
+            raise TrainingError(
+                f"training.batch_size={config.batch_size} does not divide over {processes} processes; use a multiple of that"
+            )
+        if len(source) == 0:
+            raise TrainingError("the training data gives no examples in this view; check data.view, data.aspect and data.tags")
+        self.source, self.collator, self.config = source, collator, config
+        self.rank, self.processes = rank, processes
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def __getitem__(self, step: int) -> Window:
+        share = self.config.batch_size // self.processes
+        first = step * self.config.batch_size + self.rank * share
+        examples = []
+        for position in range(first, first + share):
+            index, epoch = self.source.position(position, self.config.seed)
+            examples.append(at_epoch(self.source[index], epoch))
+        groups = split(examples, self.collator, self.config)
+        return Window(step, [collate_examples(group, self.collator) for group in groups])
+
+    def loader(self, first_step: int, last_step: int, workers: int, prefetch: int) -> Iterator[Window]:
+        """Yield the windows of steps ``first_step`` to ``last_step - 1`` in order."""
+        if workers == 0:
+            return (self[step] for step in range(first_step, last_step))
+        return iter(
+            DataLoader(self, batch_size=None, sampler=range(first_step, last_step), num_workers=workers, prefetch_factor=prefetch)
+        )
+
+
+def fixed_batches(
+    source: ExampleSource, collator: Collator, config: TrainingConfig, count: int, rank: int = 0, processes: int = 1
+) -> list[MicroBatch]:
+    """Collate this process's share of the first ``count`` examples, for evaluation with the draws of epoch 0."""
+    examples = [at_epoch(source[index], 0) for index in range(rank, min(count, len(source)), processes)]
+    return [collate_examples(group, collator) for group in split(examples, collator, config)] if examples else []

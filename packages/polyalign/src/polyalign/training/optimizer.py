@@ -1,0 +1,60 @@
+"""AdamW, learning-rate schedules and the moving average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from polyalign.errors import TrainingError
+from polyalign.training.config import OptimizerConfig
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return AdamW (or bitsandbytes' 8-bit AdamW) over the trainable parameters."""
+    chosen = [parameter for parameter in parameters if parameter.requires_grad]
+    if not chosen:
+        raise TrainingError("nothing to train: the policy has no trainable parameters; check policy.lora.targets")
+    settings = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.name == "adamw_8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise TrainingError(
+                "optimizer adamw_8bit needs bitsandbytes: pip install 'polyalign[eight-bit]', or use adamw"
+            ) from error
+        return AdamW8bit(chosen, **settings)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(chosen, **settings)  # type: ignore[arg-type]
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Return the rate of optimiser step ``step`` (0-based) of ``steps``: linear warm-up, then constant or cosine to zero."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+class MovingAverage:
+    """Exponential moving average of the trainable weights, float32."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.average = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name, parameter in self.parameters.items():
+            self.average[name].lerp_(parameter.detach().float(), 1.0 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the live weights and the average; call again to undo."""
+        for name, parameter in self.parameters.items():
+            live: Tensor = parameter.detach().clone()
+            parameter.copy_(self.average[name].to(parameter.dtype))
+            self.average[name] = live.float()

@@ -1,0 +1,95 @@
+"""One long accumulation window, one big batch, two processes, shards and killed runs are all the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parents[2]
+STEPS = 12
+BIG = {"steps": 6, "batch_size": 8, "optimizer": {"learning_rate": 0.05}, "eval_every": 3}
+
+
+def run_jobs(folder: Path, jobs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Run named jobs in one helper process (one import of torch) and return their results."""
+    plan = []
+    for name, job in jobs.items():
+        settings = {"folder": str(folder / job.pop("in", name)), "result": str(folder / f"{name}.json"), **job}
+        plan.append(settings)
+    (folder / "plan.json").write_text(json.dumps(plan))
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "toys" / "worker.py"), str(folder / "plan.json")],
+        env=environment, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in jobs if (folder / f"{name}.json").exists()}
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    jobs: dict[str, dict[str, Any]] = {}
+    for objective in ("dpo", "kto"):
+        jobs[f"{objective} big"] = {"training": BIG, "objective": objective}
+        jobs[f"{objective} accumulated"] = {"training": BIG | {"micro_batch_size": 1}, "objective": objective}
+        jobs[f"{objective} uneven"] = {"training": BIG | {"micro_batch_size": 3}, "objective": objective}
+        jobs[f"{objective} budget"] = {"training": BIG | {"micro_batch_budget": 12}, "objective": objective}
+        jobs[f"{objective} two"] = {"training": BIG | {"micro_batch_size": 2}, "objective": objective, "processes": 2}
+    jobs["dpo sharded"] = {"training": BIG | {"micro_batch_size": 2, "sharding": "fully_shard"}, "processes": 2}
+    return run_jobs(tmp_path_factory.mktemp("splits"), jobs)
+
+
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+@pytest.mark.parametrize("split", ["accumulated", "uneven", "budget", "two"])
+def test_split_windows_equal_one_big_batch(splits: dict[str, Any], objective: str, split: str) -> None:
+    """Edge weights differ (0.5 to 3.5), so a mean of means would be off by far more than 1e-6."""
+    big, other = splits[f"{objective} big"], splits[f"{objective} {split}"]
+    assert other["gradient"] == pytest.approx(big["gradient"], abs=1e-6)
+    for expected, found in zip(untimed(big["rows"]), untimed(other["rows"]), strict=True):
+        assert found == pytest.approx(expected, abs=1e-6, rel=1e-6)  # scores near -10 have float32 steps of 1e-6
+
+
+def test_fully_shard_over_two_processes_gives_the_same_first_five_losses(splits: dict[str, Any]) -> None:
+    expected = [row["loss"] for row in splits["dpo big"]["rows"] if "loss" in row][:5]
+    found = [row["loss"] for row in splits["dpo sharded"]["rows"] if "loss" in row][:5]
+    assert len(found) == 5
+    assert found == pytest.approx(expected, abs=1e-6, rel=1e-6)  # scores near -10 have float32 steps of 1e-6
+
+
+LONG = {
+    "steps": STEPS,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "ema": 0.9,
+    "eval_every": 5,
+    "optimizer": {"learning_rate": 0.05, "schedule": "cosine", "warmup_steps": 3},
+    "checkpoint": {"every": 2, "keep_last": 3},
+}
+
+
+def test_run_killed_at_any_moment_resumes_to_the_same_metrics(tmp_path: Path) -> None:
+    """Four kills at random forward passes and one inside a checkpoint write; dropout on, so randomness matters too."""
+    forwards = 2 * 2 * STEPS  # two micro-batches a step; reference and policy share the class, evaluations add some
+    picks = sorted(random.Random(7).sample(range(2, forwards), 4))
+    moments = [*(f"forward:{number}" for number in picks), "write:2"]
+    jobs: dict[str, dict[str, Any]] = {"whole": {"training": LONG, "dropout": 0.2}}
+    for number, moment in enumerate(moments):
+        jobs[f"killed {number}"] = {"training": LONG, "dropout": 0.2, "kill": moment, "in": f"run {number}"}
+        jobs[f"resumed {number}"] = {"training": LONG, "dropout": 0.2, "resume": True, "in": f"run {number}"}
+    results = run_jobs(tmp_path, jobs)
+    for number, moment in enumerate(moments):
+        assert f"killed {number}" not in results, f"{moment} came after the end of the run"
+        resumed = results[f"resumed {number}"]
+        assert untimed(resumed["rows"]) == untimed(results["whole"]["rows"]), moment
+        assert resumed["weights"] == results["whole"]["weights"]
