@@ -1,0 +1,1 @@
+"""Images for polyalign: codec, CLIP and EfficientNet encoders, rewards and judges."""
