@@ -1,0 +1,122 @@
+"""Tiny policies with records they can read, for the cells test and for this plugin's own."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from polyalign.errors import MediaError
+from polyalign.policies.feature_cache import FeatureCache
+from polyalign.policies.fixture import PolicyFixture
+from polyalign.records.schema import Candidate, Comparison, MediaPart, MediaRef, Message, Record
+from polyalign_text_to_image import tiny
+from polyalign_text_to_image.config import AttentionLoraConfig, TextToImageConfig
+from polyalign_text_to_image.frozen import FrozenPipeline
+from polyalign_text_to_image.pipelines import family_of
+from polyalign_text_to_image.policy import TextToImagePolicy
+
+COLOURS = ("red", "green", "blue", "orange", "purple", "black")
+SHAPES = ("disc", "square")
+PIPELINES = {"flow": tiny.flow, "unet": tiny.unet, "unet_xl": tiny.unet_xl}
+RESOLUTION = {"flow": 16, "unet": 32, "unet_xl": 32}  # smaller than the pipelines' own: 256 latents are enough to test on
+_FEATURES = {name: FeatureCache() for name in PIPELINES}  # frozen encoders are the same in every copy of a fixture
+
+
+class MemoryMedia:
+    """Media of a data set that has no folder."""
+
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        self.blobs = blobs
+
+    def read(self, ref: MediaRef) -> bytes:
+        return self.blobs[ref.sha256]
+
+    def path(self, ref: MediaRef) -> Path:
+        raise MediaError(f"picture {ref.sha256[:12]} is only in memory and has no path; use read()")
+
+
+def drawing(colour: str, shape: str, side: int = 32) -> bytes:
+    """Return a PNG of one filled shape on white."""
+    picture = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(picture)
+    box = (side // 4, side // 4, 3 * side // 4, 3 * side // 4)
+    (draw.ellipse if shape == "disc" else draw.rectangle)(box, fill=colour)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def drawings() -> tuple[list[Record], MemoryMedia]:
+    """Return six comparisons (a disc is preferred to a square) and three grids (colours; tagged "grid"), with their media."""
+    blobs: dict[str, bytes] = {}
+
+    def picture(colour: str, shape: str) -> tuple[MediaPart, ...]:
+        data = drawing(colour, shape)
+        sha256 = hashlib.sha256(data).hexdigest()
+        blobs[sha256] = data
+        return (MediaPart(media=MediaRef(modality="image", sha256=sha256, mime="image/png", length=len(data))),)
+
+    records = [
+        Record(
+            id=f"pair-{colour}",
+            prompt=f"a {colour} shape",  # type: ignore[arg-type]
+            candidates=(Candidate(parts=picture(colour, "disc")), Candidate(parts=picture(colour, "square"))),
+            feedback=(Comparison(ranking=((0,), (1,))),),
+        )
+        for colour in COLOURS
+    ]
+    for first, second in zip(COLOURS[::2], COLOURS[1::2], strict=True):
+        asked = {colour: (Message(role="user", parts=f"a {colour} disc"),) for colour in (first, second)}  # type: ignore[arg-type]
+        records.append(
+            Record(
+                id=f"grid-{first}-{second}",
+                candidates=tuple(
+                    Candidate(parts=picture(drawn, "disc"), prompt=asked[wanted])
+                    for wanted in (first, second)
+                    for drawn in (first, second)
+                ),
+                feedback=(Comparison(ranking=((0,), (1,))), Comparison(ranking=((3,), (2,)))),
+                tags=("grid",),
+            )
+        )
+    return records, MemoryMedia(blobs)
+
+
+@cache
+def _pipeline(name: str) -> tuple[FrozenPipeline, Any]:
+    made = PIPELINES[name]()
+    denoiser = family_of(type(made).__name__, name).denoiser
+    return FrozenPipeline(made, denoiser), getattr(made, denoiser)
+
+
+def policy(pipeline: str, seed: int = 0, **settings: Any) -> TextToImagePolicy:
+    """Return a fresh tiny policy ("flow", "unet" or "unet_xl"), with LoRA of rank 4 unless ``lora`` says otherwise."""
+    frozen, network = _pipeline(pipeline)
+    options = {"lora": AttentionLoraConfig(rank=4), "resolution": RESOLUTION[pipeline], **settings}
+    config = TextToImageConfig(base=f"tiny {pipeline}", **options)
+    made = TextToImagePolicy(frozen.assemble(copy.deepcopy(network)), config, seed)
+    made.collator.features = _FEATURES[pipeline]
+    return made
+
+
+def flow() -> PolicyFixture:
+    """Return the Stable Diffusion 3 fixture."""
+    records, media = drawings()
+    return PolicyFixture(lambda: policy("flow"), records, media, idle=("transformer_blocks.0.attn.add_q_proj",))
+
+
+def unet() -> PolicyFixture:
+    """Return the Stable Diffusion 1.x fixture."""
+    records, media = drawings()
+    return PolicyFixture(lambda: policy("unet"), records, media)
+
+
+def fixtures() -> tuple[PolicyFixture, ...]:
+    """Return one fixture per architecture; the cells test runs every objective on each."""
+    return flow(), unet()
