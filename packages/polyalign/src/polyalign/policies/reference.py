@@ -9,10 +9,11 @@ from typing import Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from polyalign.errors import TrainingError
 from polyalign.policies.base import Batch, Policy, Scores
+from polyalign.records.atomic import atomic_write
 from polyalign.training.config import ReferenceConfig
 
 
@@ -56,7 +57,7 @@ class CachedScores:
     read. Each process writes its own file and reads everybody's.
     """
 
-    def __init__(self, inner: Reference | None, folder: Path, fingerprint: str, rank: int = 0) -> None:
+    def __init__(self, inner: Reference, folder: Path, fingerprint: str, rank: int = 0) -> None:
         self.inner, self.folder, self.rank = inner, folder, rank
         self.prefix = f"reference-{fingerprint[:40]}"
         self.values: dict[str, torch.Tensor] = {}
@@ -73,10 +74,6 @@ class CachedScores:
         if all(key in self.values for key in batch.cache_keys):
             self.hits += 1
             return self._restore(batch)
-        if self.inner is None:
-            raise TrainingError(
-                "a reference score is missing from the cache after it was filled; delete the cache and start again"
-            )
         self.misses += 1
         scores = self.inner(batch)
         for row, key in enumerate(batch.cache_keys):  # first come stays: a resumed run then sees the very same values
@@ -94,16 +91,14 @@ class CachedScores:
         """Write this process's scores (temporary name, then rename). Called at every checkpoint."""
         if not self._unsaved:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.prefix}-{self.rank}.safetensors"
         keys = list(self.values)
         tensors = {
             "values": torch.cat([self.values[key] for key in keys]),
             "lengths": torch.tensor([len(self.values[key]) for key in keys]),
         }
-        temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary, metadata={"keys": json.dumps(keys)})
-        temporary.replace(path)
+        with atomic_write(path) as file:
+            file.write(save(tensors, metadata={"keys": json.dumps(keys)}))
         self._unsaved = False
 
     def _read(self, path: Path) -> None:
