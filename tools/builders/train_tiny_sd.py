@@ -4,10 +4,11 @@
     python3 tools/dev.py zoo tiny-sd vae --minutes 20
     python3 tools/dev.py zoo tiny-sd denoiser --minutes 75
     python3 tools/dev.py zoo tiny-sd export
+    python3 tools/dev.py zoo tiny-sd adopt           # puts the shipped weights into --work: the next stages improve them
 
 Stages: a VAE (64x64 pixels to 8x8x8 latents); a rectified-flow transformer on its cached latents, trained together with
-its two CLIP text encoders from random weights; export of the averaged weights in half precision. The denoiser continues
-from its checkpoint in `--work`. The learning rate falls linearly to zero over a stage's minutes, so the minutes, not the
+its two CLIP text encoders; export of the averaged weights in half precision. VAE and denoiser continue from what is in
+`--work`, or start from random weights. The learning rate falls linearly to zero over a stage's minutes, so the minutes, not the
 steps, are what a rerun repeats.
 """
 
@@ -60,7 +61,7 @@ def reconstruction_loss(drawn: torch.Tensor, real: torch.Tensor) -> torch.Tensor
 
 
 def train_vae(pictures: torch.Tensor, work: Path, minutes: float) -> None:
-    vae = new_vae()
+    vae = AutoencoderKL.from_pretrained(work / "vae") if (work / "vae").exists() else new_vae()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=VAE_RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     for step, done in clock(minutes):
         set_rate(optimizer, VAE_RATE * min(1.0, (step + 1) / 50) * (1 - done))
@@ -127,13 +128,13 @@ def train_denoiser(table: list[Emoji], work: Path, minutes: float, workers: int)
         empty=tokenize(tokenizer, [""]),
     )
     model = TextToLatents(tokenizer)
-    elapsed, checkpoint = 0.0, work / "denoiser.pt"
+    elapsed, step, checkpoint = 0.0, 0, work / "denoiser.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
-        elapsed = state["elapsed"]
+        elapsed, step = state["elapsed"], state["step"]
     shared = {name: tensor.share_memory_() for name, tensor in model.state_dict().items()}
-    steps = torch.multiprocessing.get_context("spawn").Value("l", state["step"] if elapsed else 0)
+    steps = torch.multiprocessing.get_context("spawn").Value("l", step)
     arguments = (shared, examples, work, minutes, elapsed, steps)
     torch.multiprocessing.spawn(denoiser_worker, arguments, nprocs=workers)
 
@@ -159,10 +160,11 @@ def denoiser_worker(
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     checkpoint = work / "denoiser.pt"
-    if elapsed:
+    if checkpoint.exists():
         state = torch.load(checkpoint)
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
 
     def save(seconds: float) -> None:
         state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
@@ -203,6 +205,17 @@ def denoiser_worker(
             save(saved - began + elapsed)
     if worker == 0:
         save(60 * minutes)
+
+
+def adopt(source: Path, work: Path) -> None:
+    """Put a shipped folder's weights where the training stages look for what to continue; optimisers start anew."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(source)
+    pipe.tokenizer.save_pretrained(work / "tokenizer")
+    pipe.vae.float().save_pretrained(work / "vae")
+    model = TextToLatents(pipe.tokenizer)
+    for name, module in model.named_children():
+        module.load_state_dict(getattr(pipe, name).float().state_dict())
+    atomic_save({"model": model.state_dict(), "average": model.state_dict(), "step": 0, "elapsed": 0.0}, work / "denoiser.pt")
 
 
 def export(work: Path, target: Path) -> None:
@@ -257,7 +270,7 @@ def atomic_save(state: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("all", "vae", "denoiser", "export"), nargs="?", default="all")
+    parser.add_argument("stage", choices=("all", "vae", "denoiser", "export", "adopt"), nargs="?", default="all")
     parser.add_argument("--minutes", type=float, help="of the stage; default 20 for vae, 75 for denoiser")
     parser.add_argument("--workers", type=int, default=2, help="processes that train the denoiser, one core each")
     parser.add_argument("--cache-dir", type=Path, default=ROOT / ".cache/npm")
@@ -267,6 +280,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
+    if arguments.stage == "adopt":
+        return adopt(arguments.target, arguments.work)
     table = load_table(arguments.cache_dir)
     pictures = torch.from_numpy(np.stack([emoji.pictures[style] for emoji in table for style in STYLES])).permute(0, 3, 1, 2)
     if arguments.stage in ("all", "vae"):
