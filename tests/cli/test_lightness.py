@@ -7,6 +7,8 @@ import resource
 import subprocess
 import sys
 
+import pytest
+
 QUIET = """
 import contextlib, io, json, sys
 from polyalign.cli.main import main
@@ -45,12 +47,16 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_help_costs_at_most_twice_its_libraries() -> None:
-    """Processor time, the least of five runs each and taken in turn, so that a busy machine does not decide."""
-    help_code = "import sys; from polyalign.cli.main import main; sys.exit(main(['--help']))"
+@pytest.mark.parametrize(("line", "most"), [("--help", 2), ("list policies", 2.5)])
+def test_help_and_lists_cost_little_more_than_their_libraries(line: str, most: float) -> None:
+    """Processor time, the least of five runs each and taken in turn, so that a busy machine does not decide.
+
+    typer 0.29 imports the greater part of pydantic when a command first parses a parameter; that alone is half of `list`.
+    """
+    code = f"import sys; from polyalign.cli.main import main; sys.exit(main({line.split()!r}))"
     bare_code = "import typer, pydantic, pluggy"
-    ours, bare = zip(*((_seconds(help_code), _seconds(bare_code)) for _ in range(5)))
-    assert min(ours) <= 2 * min(bare), (ours, bare)
+    ours, bare = zip(*((_seconds(code), _seconds(bare_code)) for _ in range(5)))
+    assert min(ours) <= most * min(bare), (ours, bare)
 
 
 def _seconds(code: str) -> float:

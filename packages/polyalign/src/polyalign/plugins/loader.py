@@ -14,8 +14,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 import polyalign
 from polyalign.errors import PluginError, nearest
@@ -149,7 +147,14 @@ def _collect(manager: pluggy.PluginManager, module: Any, kind: str) -> tuple[Spe
 
 def _check_core_range(entry: EntryPoint) -> None:
     """pip can leave a set that does not fit together; the plugin's declared range is checked here."""
-    for text in (entry.dist.requires if entry.dist else None) or ():
+    requirements = (entry.dist.requires if entry.dist else None) or ()
+    ours = [text for text in requirements if text.lower().startswith(GROUP) and text != f"{GROUP}=={polyalign.__version__}"]
+    if not ours:
+        return  # the parser below costs as much to import as the rest of this module
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    for text in ours:
         need = Requirement(text)
         applies = canonicalize_name(need.name) == GROUP and (need.marker is None or need.marker.evaluate())
         if applies and not need.specifier.contains(polyalign.__version__, prereleases=True):
