@@ -150,6 +150,19 @@ def test_budget_cuts_by_cost_and_names_what_does_not_fit() -> None:
         list(split(examples, collator, TrainingConfig(micro_batch_budget=4)))
 
 
+def test_where_rows_are_padded_the_budget_counts_padding_and_like_lengths_come_together() -> None:
+    class Padded(type(GaussianPolicy().collator)):  # type: ignore[misc]
+        pads = True
+
+    examples = pair_examples(6)  # rows (1, 2), (2, 3), (3, 1), (1, 2), (2, 3), (3, 1): alone 2 x 2, 2 x 3, ...
+    groups = list(split(examples, Padded(), TrainingConfig(micro_batch_budget=8)))
+    assert [[example.record_id for example in group] for group in groups] == [["r0", "r3"], ["r1"], ["r2"], ["r4"], ["r5"]]
+    by_count = list(split(examples, Padded(), TrainingConfig(micro_batch_size=3)))
+    assert [[example.record_id for example in group] for group in by_count] == [["r0", "r3", "r1"], ["r2", "r4", "r5"]]
+    with pytest.raises(TrainingError, match="'r1' alone costs 6"):
+        list(split(examples, Padded(), TrainingConfig(micro_batch_budget=5)))
+
+
 def test_loader_workers_change_nothing(tmp_path: Path) -> None:
     rows = []
     for workers in (0, 2):

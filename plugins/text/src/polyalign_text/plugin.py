@@ -20,7 +20,7 @@ def polyalign_policies() -> Iterable[PolicySpec]:
             family="tokens",
             inputs=("text",),
             outputs=("text",),
-            provides=("log_probs", "entropy", "hidden", "token_targets"),
+            provides=("log_probs", "entropy", "mean_logit", "hidden", "token_targets"),
             fixture="polyalign_text.fixture:fixture",
         )
     ]

@@ -42,7 +42,7 @@ def sample(
     policy, _ = build(resolved)
     _load(policy, folder)
     if prompts:
-        asked: list[tuple[Message, ...]] = [(Message(role="user", parts=(TextPart(text=text),)),) for text in prompts]
+        asked: Sequence[tuple[Message, ...]] = [(Message(role="user", parts=(TextPart(text=text),)),) for text in prompts]
     else:
         asked = report_prompts(resolved, *datasets(resolved))
     if not asked:

@@ -68,6 +68,8 @@ class Batch:
 
     ``mask`` ``[N, D, T]`` and ``kind`` ``[N, T]`` are known before the forward pass; a policy copies them into its `Scores`.
     ``cache_keys`` ``[N]`` (optional) name what a stored reference score depends on besides the weights.
+    ``memo`` keeps what frozen parts computed for these samples, so that policy and reference compute it once between them;
+    it lives as long as the batch on its device.
     """
 
     samples: tuple[Sample, ...]
@@ -75,12 +77,14 @@ class Batch:
     mask: BoolTensor
     kind: LongTensor
     cache_keys: tuple[str, ...] | None = None
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def to(self, device: torch.device | str) -> Batch:
-        return replace(self, tensors=_moved(self.tensors, device), mask=_moved(self.mask, device), kind=_moved(self.kind, device))
+        tensors, mask, kind = (_moved(value, device) for value in (self.tensors, self.mask, self.kind))
+        return replace(self, tensors=tensors, mask=mask, kind=kind, memo={})
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
@@ -144,7 +148,12 @@ Rollouts = tuple[Rollout, ...]  # prompt-major: all samples of prompt 0, then of
 
 
 class Collator(ABC):
-    """The CPU side of a policy, apart from its weights so that loader workers can pickle it."""
+    """The CPU side of a policy, apart from its weights so that loader workers can pickle it.
+
+    ``pads``: rows of one batch are padded to the longest, so that a batch costs rows x longest and not the sum.
+    """
+
+    pads: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, samples: Sequence[Sample]) -> Batch: ...
@@ -152,6 +161,10 @@ class Collator(ABC):
     def cost(self, sample: Sample) -> int:
         """Return what the sample costs against a micro-batch budget (tokens, or pixels); 1 if only counts matter."""
         return 1
+
+    def row_costs(self, samples: Sequence[Sample]) -> list[int]:
+        """Return what each row costs that these samples take when they are collated together."""
+        return [self.cost(sample) for sample in samples]
 
 
 class Policy(nn.Module, ABC):

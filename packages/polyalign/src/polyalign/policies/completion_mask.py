@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from polyalign.errors import ConfigError, RecordError
+from polyalign.records.samples import Sample
 from polyalign.records.schema import MediaPart, Message, TextPart, text_of
 
 _MARK = "\u2063response\u2063"  # invisible separators: no template alters or trims them
 
 
+@dataclass(frozen=True, eq=False)
+class Medium:
+    """One medium made ready for the model's own encoder. ``key``: equal content and settings, equal key.
+
+    ``tokens``: how many placeholder tokens stand for it in a row; ``tensors``: the encoder's inputs, one medium each.
+    """
+
+    key: str
+    tokens: int
+    tensors: Mapping[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one sample. Every id of ``response`` is scored, its end-of-turn token included; no id of ``prompt`` is.
+    """Token ids of one sample. The ids of ``response`` are scored, its end-of-turn token included, except placeholders of
+    media; no id of ``prompt`` is.
 
-    ``dropped`` counts prompt tokens lost at the front, ``cut`` response tokens lost at the end.
+    ``dropped`` counts prompt tokens lost at the front, ``cut`` response tokens lost at the end. ``prompt_media`` and
+    ``response_media`` stand in the order of their placeholders.
     """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     dropped: int = 0
     cut: int = 0
+    prompt_media: tuple[Medium, ...] = ()
+    response_media: tuple[Medium, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        return self.prompt_media + self.response_media
 
 
 class PromptResponseEncoder:
@@ -46,6 +69,17 @@ class PromptResponseEncoder:
         self.tokenizer = tokenizer
         self.uses_template = chat_template == "auto" and bool(tokenizer.chat_template)
         self.end_ids: tuple[int, ...] = self._end_of_turn() if self.uses_template else (tokenizer.eos_token_id,)
+        self.media_ids: frozenset[int] = frozenset()  # ids of placeholders, in encoders that read media
+
+    def encode(self, samples: Sequence[Sample], max_length: int, max_response: int) -> list[Encoded]:
+        """Return the ids of each sample within the limits. A prompt that several samples share is rendered once."""
+        prompts: dict[tuple[Message, ...], tuple[int, ...]] = {}
+        for sample in samples:
+            if sample.prompt not in prompts:
+                prompts[sample.prompt] = self.prompt_ids(sample.prompt)
+        return [
+            self.fit(prompts[sample.prompt], self.response_ids(sample.response), max_length, max_response) for sample in samples
+        ]
 
     def prompt_ids(self, prompt: tuple[Message, ...]) -> tuple[int, ...]:
         """Return the ids in front of the response. A prompt that ends with an assistant message is continued, not answered."""

@@ -32,3 +32,11 @@ class DenoisingConfig(Config):
 class TokensConfig(Config):
     max_length: int = Field(1024, gt=0, description="prompt and response together; longer prompts lose their oldest tokens")
     max_response: int = Field(512, gt=0)
+    rows: Literal["auto", "plain", "shared", "packed"] = Field(
+        "auto",
+        description="shared: all responses to one prompt in one row, the prompt computed once; packed: several prompts per row "
+        "too; plain: a row per response; auto: shared where the model gives the same scores that way",
+    )
+    head_chunk: int | None = Field(
+        None, gt=0, description="positions that meet the vocabulary at once; none: as many as make 2**25 logits"
+    )

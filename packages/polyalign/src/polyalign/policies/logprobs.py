@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import LongTensor, Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_LOGITS = 2**25  # 128 MB in float32
 
 
 def reduce_logits(
@@ -12,13 +17,14 @@ def reduce_logits(
     temperature: Tensor,
     *,
     entropy: bool = False,
+    mean_logit: bool = False,
     target_ids: LongTensor | None = None,
     target_values: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Reduce ``logits`` ``[P, V]`` at P scored positions; every result is float32 and indexed by position.
 
     - ``log_probs`` ``[P]``: log-softmax of ``logits / temperature`` at ``targets`` ``[P]``;
-    - ``entropy`` ``[P]`` in nats, if asked;
+    - ``entropy`` ``[P]`` in nats, and ``mean_logit`` ``[P]``, the mean of the scaled logits over the vocabulary, if asked;
     - with ``target_ids`` and ``target_values`` ``[P, K]``: ``target_log_probs`` ``[P, K]``, the log-probabilities of those
       ids, and ``token_targets`` ``[P]``, their sum weighted by the values: minus the cross-entropy to a teacher whose
       probabilities the values are.
@@ -31,10 +37,27 @@ def reduce_logits(
     if entropy:
         expected_logit = (torch.softmax(scaled, -1) * scaled.masked_fill(scaled == -torch.inf, 0.0)).sum(-1)
         found["entropy"] = normaliser - expected_logit
+    if mean_logit:
+        found["mean_logit"] = scaled.mean(-1)
     if target_ids is not None and target_values is not None:
         found["target_log_probs"] = scaled.gather(1, target_ids) - normaliser[:, None]
         found["token_targets"] = (target_values.float() * found["target_log_probs"]).sum(-1)
     return found
+
+
+def in_chunks(reduce: Callable[..., dict[str, Tensor]], size: int, states: Tensor, *inputs: Tensor | None) -> dict[str, Tensor]:
+    """Return what ``reduce(states, *inputs)`` returns, ``size`` of the P positions at a time.
+
+    With more than one chunk and gradients on, a chunk's logits are computed again in the backward pass instead of kept, so
+    memory holds the logits of one chunk whatever P is. ``states`` ``[P, H]``; every input is ``[P, ...]`` or None.
+    """
+    if len(states) <= size:
+        return reduce(states, *inputs)
+    pieces = []
+    for start in range(0, len(states), size):
+        chunk = [None if value is None else value[start : start + size] for value in (states, *inputs)]
+        pieces.append(checkpoint(reduce, *chunk, use_reentrant=False) if torch.is_grad_enabled() else reduce(*chunk))
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def scatter(values: Tensor, mask: Tensor) -> Tensor:

@@ -40,10 +40,11 @@ class AdaptersOff:
 
 
 class FrozenCopy:
-    """A deep copy of the policy, taken before training starts."""
+    """A deep copy of the policy, taken before training starts. Weights that do not train are shared, not copied."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        frozen = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
+        self.policy = copy.deepcopy(policy, memo=dict(frozen)).eval().requires_grad_(False)
 
     def __call__(self, batch: Batch) -> Scores:
         with torch.no_grad():

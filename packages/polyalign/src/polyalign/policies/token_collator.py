@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import LongTensor, Tensor
 
 from polyalign.errors import ConfigError
 from polyalign.policies.base import Batch, Collator, Kind, Rollout, Tokens
-from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
+from polyalign.policies.completion_mask import Encoded, Medium, PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
+from polyalign.policies.shared_prefix import Line, group_by_prefix, group_length, share_rows
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
 
@@ -33,40 +35,50 @@ class TokenCollator(Collator):
     Rows are laid out ``[prompt | response | padding]``. With N rows of L tokens and T scored tokens in the longest row,
     ``Batch.tensors`` holds
 
-    - ``input_ids``, ``attention_mask``, ``position_ids`` ``[N, L]`` long;
+    - ``input_ids``, ``attention_mask``, ``position_ids`` ``[N, L]`` long; ``row`` ``[N]``, here 0 to N - 1;
     - ``predictors`` ``[N, T]``: where in its row the hidden state stands that predicts the t-th scored token;
     - ``targets`` ``[N, T]``: the scored tokens; ``last`` ``[N]``: position of the row's last real token;
     - ``temperature`` ``[N]`` float32: logits are divided by it (1 for samples, the decoding temperature for rollouts);
-    - ``truncated`` ``[N, 2]``: prompt tokens dropped and response tokens cut.
+    - ``truncated`` ``[N, 2]``: prompt tokens dropped and response tokens cut;
+    - ``shared``, where samples have equal prompts: the same tokens in fewer rows (`shared_prefix.share_rows`);
+    - ``media``, where there are any: the encoder inputs of each distinct medium, and ``media_index`` ``[N, L]``: which of
+      their features, one after another, stands at a token (-1: none).
     """
+
+    pads: ClassVar[bool] = True
 
     def __init__(self, encoder: PromptResponseEncoder, config: TokensConfig) -> None:
         self.encoder = encoder
         self.max_length, self.max_response = config.max_length, config.max_response
+        self.rows = config.rows
         tokenizer = encoder.tokenizer
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        prompts: dict[tuple[Message, ...], tuple[int, ...]] = {}  # a prompt shared by candidates is rendered once
-        rows = []
-        for sample in samples:
-            if sample.prompt not in prompts:
-                prompts[sample.prompt] = self.encoder.prompt_ids(sample.prompt)
-            rows.append(self._fit(prompts[sample.prompt], self.encoder.response_ids(sample.response)))
         keys = tuple(sample.content_key() for sample in samples)
-        return self.layout(tuple(samples), rows, torch.ones(len(rows)), keys)
+        return self.layout(tuple(samples), self.encode_all(samples), torch.ones(len(samples)), keys)
 
     def encode(self, sample: Sample) -> Encoded:
         """Return the token ids of one sample, within the length limits."""
-        return self._fit(self.encoder.prompt_ids(sample.prompt), self.encoder.response_ids(sample.response))
+        return self.encode_all([sample])[0]
+
+    def encode_all(self, samples: Sequence[Sample]) -> list[Encoded]:
+        return self.encoder.encode(samples, self.max_length, self.max_response)
 
     def cost(self, sample: Sample) -> int:
         """Return the sample's tokens, prompt and response together."""
         return len(self.encode(sample))
 
+    def row_costs(self, samples: Sequence[Sample]) -> list[int]:
+        """Return the length of each row: a shared prompt counts once."""
+        lines = [self._line(row) for row in self.encode_all(samples)]
+        if self.rows == "plain":
+            return [line.prompt + line.response for line in lines]
+        return [group_length(lines, group) for group in group_by_prefix(lines)]
+
     def truncation(self, samples: Sequence[Sample]) -> Truncation:
         """Count what the length limits take from these samples."""
-        rows = [self.encode(sample) for sample in samples]
+        rows = self.encode_all(samples)
         return Truncation(
             samples=len(rows),
             prompts=sum(row.dropped > 0 for row in rows),
@@ -102,40 +114,69 @@ class TokenCollator(Collator):
     def layout(
         self, samples: tuple[Sample, ...], rows: Sequence[Encoded], temperature: Tensor, cache_keys: tuple[str, ...] | None
     ) -> Batch:
-        """Pad the rows on the right and mark what is scored."""
+        """Pad the rows on the right, mark what is scored, and find out which rows could be one."""
+        lines = [self._line(row) for row in rows]
         count, length = len(rows), max(map(len, rows), default=0)
-        scored = max((len(row.response) for row in rows), default=0)
+        scored = max((len(line.scored) for line in lines), default=0)
         input_ids = torch.full((count, length), self.pad_id)
         attention_mask = torch.zeros(count, length, dtype=torch.long)
         predictors = torch.zeros(count, scored, dtype=torch.long)
         targets = torch.full((count, scored), self.pad_id)
         mask = torch.zeros(count, 1, scored, dtype=torch.bool)
-        for number, row in enumerate(rows):
-            tokens = len(row.response)
+        for number, (row, line) in enumerate(zip(rows, lines)):
+            tokens = len(line.scored)
+            places = torch.tensor(line.scored, dtype=torch.long)
             input_ids[number, : len(row)] = torch.tensor(row.prompt + row.response)
             attention_mask[number, : len(row)] = 1
-            predictors[number, :tokens] = torch.arange(len(row.prompt) - 1, len(row) - 1)
-            targets[number, :tokens] = torch.tensor(row.response)
+            predictors[number, :tokens] = places + (line.prompt - 1)
+            targets[number, :tokens] = torch.tensor(row.response, dtype=torch.long)[places]
             mask[number, 0, :tokens] = True
+        tensors: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
+            "row": torch.arange(count),
+            "predictors": predictors,
+            "targets": targets,
+            "last": torch.tensor([len(row) - 1 for row in rows], dtype=torch.long),
+            "temperature": temperature.float(),
+            "truncated": torch.tensor([[row.dropped, row.cut] for row in rows], dtype=torch.long).reshape(count, 2),
+        }
+        if self.rows != "plain" and (self.rows == "packed" or len(group_by_prefix(lines)) < count):
+            tensors["shared"] = share_rows(lines, packed=self.rows == "packed")
+        tensors |= self._media(rows, input_ids)
         return Batch(
             samples=samples,
-            tensors={
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
-                "predictors": predictors,
-                "targets": targets,
-                "last": torch.tensor([len(row) - 1 for row in rows], dtype=torch.long),
-                "temperature": temperature.float(),
-                "truncated": torch.tensor([[row.dropped, row.cut] for row in rows], dtype=torch.long).reshape(count, 2),
-            },
+            tensors=tensors,
             mask=mask,  # type: ignore[arg-type]
             kind=torch.full((count, scored), int(Kind.TOKEN)),  # type: ignore[arg-type]
             cache_keys=cache_keys,
         )
 
-    def _fit(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> Encoded:
-        return self.encoder.fit(prompt, response, self.max_length, self.max_response)
+    def _line(self, row: Encoded) -> Line:
+        scored = tuple(offset for offset, token in enumerate(row.response) if token not in self.encoder.media_ids)
+        return Line(len(row.prompt), len(row.response), scored, (row.prompt, tuple(medium.key for medium in row.prompt_media)))
+
+    def _media(self, rows: Sequence[Encoded], input_ids: Tensor) -> dict[str, Any]:
+        """Number the features of each distinct medium, in order of appearance, and say where they stand."""
+        distinct: dict[str, Medium] = {}
+        first: dict[str, int] = {}
+        total = 0
+        for medium in (medium for row in rows for medium in row.media):
+            if medium.key not in distinct:
+                distinct[medium.key], first[medium.key] = medium, total
+                total += medium.tokens
+        if not distinct:
+            return {}
+        index = torch.full(input_ids.shape, -1)
+        placeholders = torch.isin(input_ids, torch.tensor(sorted(self.encoder.media_ids)))
+        for number, row in enumerate(rows):
+            placeholders[number, len(row) :] = False  # padding may have any id
+            numbers = [torch.arange(first[medium.key], first[medium.key] + medium.tokens) for medium in row.media]
+            index[number, placeholders[number]] = torch.cat(numbers) if numbers else torch.zeros(0, dtype=torch.long)
+        media = [{"key": medium.key, "tokens": medium.tokens, **medium.tensors} for medium in distinct.values()]
+        rows_media = [[list(distinct).index(medium.key) for medium in row.media] for row in rows]
+        return {"media": media, "media_index": index, "row_media": rows_media}
 
 
 def with_token_targets(batch: Batch, ids: LongTensor, values: Tensor) -> Batch:

@@ -1,6 +1,7 @@
-"""The token family: any transformers causal model, one right-padded row per sample.
+"""The token family: any transformers causal model over the tokens of prompts and responses.
 
-Scoring is split ``encode_media -> embed -> backbone -> head`` so that a subclass changes one stage and keeps the rest.
+Scoring is split ``encode_media -> embed -> backbone -> head`` so that a subclass changes one stage and keeps the rest. Rows
+are plain (one per sample) or shared (all responses to a prompt behind it, `shared_prefix`); the stages see either alike.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,16 +22,20 @@ from polyalign.errors import ConfigError, TrainingError, nearest
 from polyalign.policies import generation
 from polyalign.policies.adapters import adapters_off
 from polyalign.policies.base import Batch, Policy, Rollouts, Scores
-from polyalign.policies.completion_mask import PromptResponseEncoder
+from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
 from polyalign.policies.fingerprint import weights_fingerprint
-from polyalign.policies.logprobs import reduce_logits, scatter
+from polyalign.policies.logprobs import CHUNK_LOGITS, in_chunks, reduce_logits, scatter
+from polyalign.policies.shared_prefix import block_mask, in_shared_rows
 from polyalign.policies.token_collator import TokenCollator
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
 
 logger = logging.getLogger(__name__)
 VALUE_HEAD_FILE = "value_head.safetensors"
+PROVIDED = {"log_probs", "entropy", "mean_logit", "hidden", "token_targets"}
+BY_TOKEN = ("input_ids", "position_ids", "media_index")  # tensors with one entry per token of a row
+LAYERS_MASKED = {"full_attention", "sliding_attention"}  # kinds of layers that a mask over earlier tokens describes
 
 
 class TokenPolicy(Policy):
@@ -37,7 +43,7 @@ class TokenPolicy(Policy):
 
     Extras of `forward`, with N samples and T scored tokens in the longest response (0 where nothing is scored):
 
-    - ``entropy`` ``[N, T]``, nats; ``values`` ``[N, T]``, the value head's view of the state before each token;
+    - ``entropy`` ``[N, T]``, nats; ``mean_logit`` ``[N, T]``, over the vocabulary; ``values`` ``[N, T]``, the value head's view of the state before each token;
     - ``hidden`` ``[N, H]``: last-layer hidden state at the row's last real token;
     - ``token_targets`` ``[N, T]`` and ``target_log_probs`` ``[N, T, K]`` for a batch made by `with_token_targets`, along
       with its ``target_values``: what a distillation loss needs of the vocabulary, and no more.
@@ -61,53 +67,103 @@ class TokenPolicy(Policy):
         if self.value_head is not None:  # starts at 0 for every state
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
-        self.provides = frozenset({"log_probs", "entropy", "hidden", "token_targets"} | ({"values"} if value_head else set()))
+        self.provides = frozenset(PROVIDED | ({"values"} if value_head else set()))
+        self.config = config
         self._fingerprint: str | None = None
         self.splits = self._split_is_exact()
+        self.shares = self.splits and config.rows != "plain" and self._sharing_is_exact()
 
     # scoring
 
     def forward(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
         self._check(batch, want)
-        tensors, mask = batch.tensors, batch.mask[:, 0]  # [N, T]
-        rows, columns = mask.nonzero(as_tuple=True)  # P scored positions
-        predictors = tensors["predictors"][rows, columns]
+        rows, mask = self.rows(batch), batch.mask[:, 0]  # [N, T]
+        tensors = rows.tensors
+        samples, columns = mask.nonzero(as_tuple=True)  # P scored positions
+        row, predictors = tensors["row"][samples], tensors["predictors"][samples, columns]
         if self.splits:
-            states = self.backbone(self.embed(batch, self.encode_media(batch)), batch)  # [N, L, H]
-            logits = self.head(states[rows, predictors])  # [P, V]: prompt and padding never meet the vocabulary
+            hidden = self.backbone(self.embed(rows, self.encode_media(rows)), rows)  # [R, L, H]
+            scored, head = hidden[row, predictors], self.head  # [P, H]: prompt and padding never meet the vocabulary
         else:
-            states, all_logits = self.whole(batch)
-            logits = all_logits[rows, predictors]
-        with torch.autocast(logits.device.type, enabled=False):
-            targeted = "token_targets" in want
-            reduced = reduce_logits(
-                logits,
-                tensors["targets"][rows, columns],
-                tensors["temperature"][rows],
-                entropy="entropy" in want,
-                target_ids=tensors["target_ids"][rows, columns] if targeted else None,
-                target_values=tensors["target_values"][rows, columns] if targeted else None,
-            )
-            if self.value_head is not None:  # always run, so that its gradient exists on every process
-                reduced["values"] = self.value_head(states[rows, predictors].float()).squeeze(-1)
+            hidden, logits = self.whole(rows)
+            scored, head = logits[row, predictors], None
+        targeted = "token_targets" in want
+        reduced = in_chunks(
+            self._reducer(head, want),
+            self.config.head_chunk or max(1, CHUNK_LOGITS // self.vocabulary_size),
+            scored,
+            tensors["targets"][samples, columns],
+            tensors["temperature"][samples],
+            tensors["target_ids"][samples, columns] if targeted else None,
+            tensors["target_values"][samples, columns] if targeted else None,
+        )
+        if self.value_head is not None:  # always run, so that its gradient exists on every process
+            with torch.autocast(scored.device.type, enabled=False):
+                reduced["values"] = self.value_head(hidden[row, predictors].float()).squeeze(-1)
         log_probs = scatter(reduced.pop("log_probs"), mask)[:, None]  # [N, 1, T]
         extras = {name: scatter(value, mask) for name, value in reduced.items()}
         if targeted:
             extras["target_values"] = tensors["target_values"]
         if "hidden" in want:
-            extras["hidden"] = states[torch.arange(len(batch), device=states.device), tensors["last"]].float()
+            extras["hidden"] = hidden[tensors["row"], tensors["last"]].float()
         return Scores(log_probs, batch.mask, batch.kind, extras)
+
+    def rows(self, batch: Batch) -> Batch:
+        """Return the batch as the model will see it: ``input_ids``, ``position_ids`` and ``attention_mask`` of R rows, which
+        is a 2-D mask of padding for plain rows and a mask of (query, key) pairs for shared ones."""
+        if not self.shares or "shared" not in batch.tensors:
+            return batch
+        moved = in_shared_rows(batch, [name for name in BY_TOKEN if name in batch.tensors])
+        moved.tensors["attention_mask"] = self._attention_mask(moved.tensors)
+        return moved
+
+    def _attention_mask(self, tensors: dict[str, Tensor]) -> Any:
+        """Return the block mask in the form that the model's layers take: one, or one per kind of layer."""
+        config = self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        eager = config._attn_implementation == "eager"
+
+        def form(window: int | None) -> Tensor:
+            seen = block_mask(tensors, window)
+            return torch.zeros(seen.shape, device=seen.device, dtype=self.model.dtype).masked_fill(
+                ~seen, torch.finfo(self.model.dtype).min
+            ) if eager else seen  # fmt: skip
+
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if "sliding_attention" not in kinds:
+            return form(None if kinds else window)
+        return {kind: form(window if kind == "sliding_attention" else None) for kind in sorted(kinds)}
+
+    def _reducer(self, head: Callable[[Tensor], Tensor] | None, want: frozenset[str]) -> Callable[..., dict[str, Tensor]]:
+        def reduce(states: Tensor, targets: Any, temperature: Tensor, ids: Any = None, values: Any = None) -> dict[str, Tensor]:
+            logits = states if head is None else head(states)  # [P, V]
+            with torch.autocast(logits.device.type, enabled=False):
+                return reduce_logits(
+                    logits,
+                    targets,
+                    temperature,
+                    entropy="entropy" in want,
+                    mean_logit="mean_logit" in want,
+                    target_ids=ids,
+                    target_values=values,
+                )
+
+        return reduce
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
 
     def encode_media(self, batch: Batch) -> Any:
         """Return features of the batch's media, each distinct medium once; None where a policy reads text only."""
         return None
 
     def embed(self, batch: Batch, media: Any) -> Tensor:
-        """Return input embeddings ``[N, L, H]``. ``media`` is what `encode_media` returned."""
+        """Return input embeddings ``[R, L, H]``. ``media`` is what `encode_media` returned."""
         return self.model.get_input_embeddings()(batch.tensors["input_ids"])  # type: ignore[no-any-return]
 
     def backbone(self, embeddings: Tensor, batch: Batch) -> Tensor:
-        """Return last-layer hidden states ``[N, L, H]``, after the final norm."""
+        """Return last-layer hidden states ``[R, L, H]``, after the final norm."""
         decoder = self.model.get_decoder()
         output = decoder(inputs_embeds=embeddings, use_cache=False, return_dict=True, **self._row_inputs(decoder, batch))
         return output.last_hidden_state  # type: ignore[no-any-return]
@@ -124,7 +180,7 @@ class TokenPolicy(Policy):
         return cap * torch.tanh(logits / cap) if cap else logits  # type: ignore[no-any-return]
 
     def whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return (hidden states ``[N, L, H]``, logits ``[N, L, V]``) from the model's own forward: the path of
+        """Return (hidden states ``[R, L, H]``, logits ``[R, L, V]``) from the model's own forward: the path of
         architectures whose logits are more than a head over the decoder's states. Costs memory by length x vocabulary."""
         output = self.model(
             input_ids=batch.tensors["input_ids"],
@@ -149,24 +205,18 @@ class TokenPolicy(Policy):
                 "token_targets were asked for, but the batch has none; add them: with_token_targets(batch, ids, values)"
             )
 
+    # what the model allows, found out by trying
+
     @torch.no_grad()
     def _split_is_exact(self) -> bool:
         """Compare the split path with the model's own forward on a few tokens. A wrong split would train on wrong scores."""
-        length = 4
-        ids = torch.arange(length, device=self.model.device)[None] % self.model.get_input_embeddings().num_embeddings
-        tensors = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "position_ids": torch.arange(length, device=ids.device)[None],
-        }
-        blank = torch.zeros(1, 1, 0, dtype=torch.bool)
-        probe = Batch((), tensors, blank, torch.zeros(1, 0, dtype=torch.long))  # type: ignore[arg-type]
+        probe = self.probe(1)
         training = self.training
         self.eval()
         try:
             _, expected = self.whole(probe)
             try:
-                found = self.head(self.backbone(self.embed(probe, None), probe))
+                found = self.head(self.backbone(self.embed(probe, self.encode_media(probe)), probe))
                 exact = torch.allclose(found.float(), expected.float(), rtol=1e-4, atol=1e-5)
             except (AttributeError, TypeError, ValueError, RuntimeError) as error:
                 logger.info("%s cannot be split into backbone and head: %s", type(self.model).__name__, error)
@@ -180,6 +230,47 @@ class TokenPolicy(Policy):
                 type(self.model).__name__,
             )
         return exact
+
+    @torch.no_grad()
+    def _sharing_is_exact(self) -> bool:
+        """Score two random responses to one prompt in plain rows and in a shared row; say so once where they differ."""
+        name, training = type(self.model).__name__, self.training
+        config = self.model.config.get_text_config()
+        odd = sorted(set(getattr(config, "layer_types", None) or ()) - LAYERS_MASKED)
+        self.eval()
+        try:
+            if odd:
+                raise ValueError(f"it has layers of kind {', '.join(odd)}")
+            if config._attn_implementation not in ("sdpa", "eager"):
+                raise ValueError(f"attention {config._attn_implementation!r} takes no mask of its own")
+            probe = self.probe(2)
+            self.shares = False
+            plain = self(probe).log_probs
+            self.shares = True
+            shared = self(probe).log_probs
+            exact_enough = 2e-4 if self.model.dtype == torch.float32 else 0.1
+            difference = float((plain - shared).abs().max())
+            if not math.isfinite(difference) or difference > exact_enough:
+                raise ValueError(f"scores of the two layouts differ by {difference:.1e}")
+        except (AttributeError, TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            if self.config.rows in ("shared", "packed"):
+                raise ConfigError(
+                    f"policy.rows={self.config.rows!r} does not work with {name}: {reason}; use auto or plain"
+                ) from error
+            logger.warning("%s: one row per response, since responses cannot share their prompt's row: %s", name, reason)
+            return False
+        finally:
+            self.train(training)
+        return True
+
+    def probe(self, samples: int) -> Batch:
+        """Return a small batch of random tokens under one prompt, and of no samples, to try the model on."""
+        draw = torch.Generator().manual_seed(0)
+        vocabulary = min(self.model.get_input_embeddings().num_embeddings, self.vocabulary_size)
+        ids = torch.randint(vocabulary, (6 + 4 * samples,), generator=draw).tolist()
+        rows = [Encoded(tuple(ids[:6]), tuple(ids[6 + 4 * n : 9 + 4 * n + n])) for n in range(samples)]
+        return self.collator.layout((), rows, torch.ones(samples), None).to(self.model.device)
 
     # generating, saving, and the frozen twin
 

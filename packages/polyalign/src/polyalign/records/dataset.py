@@ -15,8 +15,8 @@ from polyalign.errors import RecordError, nearest
 from polyalign.randomness import keyed_seed
 from polyalign.records.files import RecordFile, open_file, split_files
 from polyalign.records.problems import Defect, Problem, media_fields
-from polyalign.records.samples import Example, Sample
-from polyalign.records.schema import MediaPart, Message, Record
+from polyalign.records.samples import Example, Prompt, Sample
+from polyalign.records.schema import MediaPart, Record
 from polyalign.records.store import BadReference, JoinedMedia
 from polyalign.records.stream import shuffled, turn
 from polyalign.records.views import VIEWS, about, with_mismatch
@@ -132,16 +132,16 @@ class ExampleDataset:
         local = int(shuffled(size, "order", seed, number, epoch)[at])
         return int(self._ends[number]) - size + local, epoch
 
-    def prompts(self, limit: int | None = None) -> list[tuple[Message, ...]]:
-        """Return the distinct prompts of the examples in order of appearance, at most ``limit``."""
-        found: dict[tuple[Message, ...], None] = {}
+    def prompts(self, limit: int | None = None) -> list[Prompt]:
+        """Return the distinct prompts of the examples in order of appearance, at most ``limit``, each with its media."""
+        found: dict[Prompt, None] = {}
         for source in self._sources:
             for record_number in range(len(source.row_of)):
                 if limit is not None and len(found) >= limit:
                     return list(found)[:limit]
                 for example in self._examples(source, record_number):
                     for sample in example.samples:
-                        found.setdefault(sample.prompt)
+                        found.setdefault(Prompt.of(sample.prompt, sample.media))
         return list(found)[:limit]
 
     def _indexed(self, config: SourceConfig, resolve: Callable[[str], Path]) -> tuple[_Source, set[int]]:

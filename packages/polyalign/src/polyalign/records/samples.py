@@ -22,6 +22,18 @@ class MediaSource(Protocol):
     def path(self, ref: MediaRef) -> Path: ...
 
 
+class Prompt(tuple[Message, ...]):
+    """The messages of a prompt, with what opens their media. Equal to, and usable as, the plain tuple."""
+
+    media: MediaSource | None = None
+
+    @classmethod
+    def of(cls, messages: tuple[Message, ...], media: MediaSource | None) -> Prompt:
+        prompt = cls(messages)
+        prompt.media = media
+        return prompt
+
+
 @dataclass(frozen=True)
 class Sample:
     """One (prompt, response) pair to be scored.

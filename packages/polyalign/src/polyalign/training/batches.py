@@ -55,28 +55,39 @@ def collate_examples(examples: Sequence[Example], collator: Collator) -> MicroBa
 
 
 def split(examples: Sequence[Example], collator: Collator, config: TrainingConfig) -> Iterator[list[Example]]:
-    """Cut a process's share of a step into micro-batches, by count or by budget (``collator.cost`` per sample)."""
-    if config.micro_batch_budget is None:
-        size = config.micro_batch_size or len(examples)
+    """Cut a process's share of a step into micro-batches, by count or by budget (`Collator.row_costs`).
+
+    Where rows are padded, examples of like length come together first: a window's loss does not depend on its order.
+    """
+    limit, size = config.micro_batch_budget, config.micro_batch_size or len(examples)
+    if limit is None and (size >= len(examples) or not collator.pads):
         for start in range(0, len(examples), size):
             yield list(examples[start : start + size])
         return
+    costs = [collator.row_costs(example.samples) for example in examples]
+    order = sorted(range(len(examples)), key=lambda number: max(costs[number])) if collator.pads else range(len(examples))
     group: list[Example] = []
-    spent = 0
-    for example in examples:
-        cost = sum(collator.cost(sample) for sample in example.samples)
-        if cost > config.micro_batch_budget:
+    rows: list[int] = []
+    for number in order:
+        alone = _cost(costs[number], collator)
+        if limit is not None and alone > limit:
             raise TrainingError(
-                f"record {example.record_id!r} alone costs {cost}, more than training.micro_batch_budget="
-                f"{config.micro_batch_budget}; raise the budget or drop the record"
+                f"record {examples[number].record_id!r} alone costs {alone}, more than training.micro_batch_budget="
+                f"{limit}; raise the budget or drop the record"
             )
-        if group and spent + cost > config.micro_batch_budget:
+        full = len(group) == size if limit is None else _cost(rows + costs[number], collator) > limit
+        if group and full:
             yield group
-            group, spent = [], 0
-        group.append(example)
-        spent += cost
+            group, rows = [], []
+        group.append(examples[number])
+        rows += costs[number]
     if group:
         yield group
+
+
+def _cost(rows: Sequence[int], collator: Collator) -> int:
+    """Return what rows of these lengths cost in one batch, padding included."""
+    return len(rows) * max(rows) if collator.pads else sum(rows)
 
 
 def at_epoch(example: Example, epoch: int) -> Example:

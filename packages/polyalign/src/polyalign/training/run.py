@@ -60,7 +60,9 @@ def build(resolved: Resolved) -> tuple[Policy, Objective]:
     return policy, objective
 
 
-def report_prompts(resolved: Resolved, train_set: ExampleDataset, held_out: ExampleDataset | None) -> list[tuple[Message, ...]]:
+def report_prompts(
+    resolved: Resolved, train_set: ExampleDataset, held_out: ExampleDataset | None
+) -> Sequence[tuple[Message, ...]]:
     """Return the fixed prompts of the before/after comparison: those the recipe names, else held-out ones where there are any."""
     settings = resolved.recipe.report
     if not settings.prompts:
