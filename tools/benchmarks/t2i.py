@@ -16,7 +16,6 @@ speed-ups over ``plain`` fall below 1.05 (cached) and 1.4 (bank). Weights are ra
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
 import statistics
@@ -49,12 +48,13 @@ from polyalign.objectives.pairwise import DPO
 from polyalign.policies.adapters import trainable
 from polyalign.policies.reference import AdaptersOff, CachedScores
 from polyalign.records.samples import Example
-from polyalign.records.schema import Candidate, Comparison, MediaPart, MediaRef, Record
+from polyalign.records.schema import Candidate, Comparison, MediaPart, Record
+from polyalign.records.store import MemoryMedia
 from polyalign.records.views import VIEWS
 from polyalign.training.batches import MicroBatch, at_epoch
 from polyalign.training.window import WindowLoss
 from polyalign_text_to_image.config import TextToImageConfig
-from polyalign_text_to_image.fixture import MemoryMedia, drawing
+from polyalign_text_to_image.fixture import drawing
 from polyalign_text_to_image.policy import TextToImagePolicy
 from polyalign_text_to_image.tiny import byte_tokenizer
 
@@ -149,13 +149,11 @@ MODELS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 
 def examples(resolution: int) -> list[Example]:
     """PAIRS pairs of different drawings, each pair under its own caption."""
-    blobs: dict[str, bytes] = {}
+    media = MemoryMedia()
 
     def picture(number: int, shape: str) -> tuple[MediaPart, ...]:
         data = drawing(f"hsl({number * 360 // PAIRS}, 80%, 50%)", shape, resolution)
-        name = hashlib.sha256(data).hexdigest()
-        blobs[name] = data
-        return (MediaPart(media=MediaRef(modality="image", sha256=name, mime="image/png", length=len(data))),)
+        return (MediaPart(media=media.add(data, "image", "image/png")),)
 
     records = [
         Record(
@@ -166,7 +164,6 @@ def examples(resolution: int) -> list[Example]:
         )
         for number in range(PAIRS)
     ]
-    media = MemoryMedia(blobs)
     return [example for record in records for example in VIEWS["pairs"](record, media)]
 
 

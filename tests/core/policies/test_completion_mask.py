@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from polyalign.errors import ConfigError, RecordError
-from polyalign.policies.completion_mask import PromptResponseEncoder
+from polyalign.policies.completion_mask import Piece, PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
+from polyalign.policies.tiny_language import TEMPLATE, byte_tokenizer, tiny_llama
 from polyalign.policies.token_collator import TokenCollator
 from polyalign.policies.tokens import TokenPolicy
 from polyalign.records.samples import Sample
 from polyalign.records.schema import MediaPart, MediaRef, Message, TextPart
-from polyalign_text.fixture import TEMPLATE, byte_tokenizer, tiny_llama
 
 
 def talk(*turns: tuple[str, str]) -> tuple[Message, ...]:
@@ -92,7 +92,7 @@ def test_special_tokens_spelt_in_a_response_are_ordinary_text(encoder: PromptRes
 
 
 def test_long_prompts_lose_their_oldest_tokens_and_the_response_stays_whole(encoder: PromptResponseEncoder) -> None:
-    encoded = encoder.fit(tuple(range(20)), tuple(range(100, 106)), max_length=10, max_response=8)
+    encoded = encoder.fit(Piece(tuple(range(20))), Piece(tuple(range(100, 106))), max_length=10, max_response=8, whose="it")
     assert encoded.prompt == (16, 17, 18, 19)
     assert encoded.response == tuple(range(100, 106))
     assert (encoded.dropped, encoded.cut, len(encoded)) == (16, 0, 10)

@@ -10,9 +10,9 @@ from polyalign.policies.base import Tokens
 from polyalign.policies.completion_mask import PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
 from polyalign.policies.generation import Decoding, KeyedSampler, nucleus
+from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.policies.tokens import TokenPolicy
 from polyalign.records.schema import Message
-from polyalign_text.fixture import byte_tokenizer, tiny_llama
 
 
 def ask(text: str) -> tuple[Message, ...]:

@@ -16,10 +16,10 @@ from polyalign.policies.base import Batch
 from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
 from polyalign.policies.config import LoraConfig, TokensConfig
 from polyalign.policies.shared_prefix import PADDING, Line, block_mask, share_rows
+from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.policies.tokens import TokenPolicy
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message, TextPart
-from polyalign_text.fixture import byte_tokenizer, tiny_llama
 
 WANT = frozenset({"entropy", "mean_logit", "hidden"})
 SMALL: dict[str, Any] = {

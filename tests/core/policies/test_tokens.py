@@ -13,11 +13,11 @@ from polyalign.policies.adapters import add_lora, trainable
 from polyalign.policies.base import Kind
 from polyalign.policies.completion_mask import PromptResponseEncoder
 from polyalign.policies.config import LoraConfig, TokensConfig
+from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.policies.token_collator import with_token_targets
 from polyalign.policies.tokens import TokenPolicy
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message, TextPart
-from polyalign_text.fixture import byte_tokenizer, tiny_llama
 
 LIMITS = TokensConfig(max_length=200, max_response=80)
 PAIRS = [("Name a red fruit.", "Cherry."), ("Hi", "A much longer answer than the first one."), ("Why?", "")]

@@ -62,6 +62,22 @@ def test_every_pixel_has_one_colour() -> None:
 
 
 @pytest.mark.parametrize(
+    ("pixel", "name"),
+    [
+        ("#ffcc4d", "yellow"),  # faces and hands
+        ("#ffac33", "orange"),  # the orange heart
+        ("#31373d", "black"), ("#292f33", "black"),  # the black cat, the telephone
+        ("#66757f", "grey"), ("#99aab5", "grey"),  # the bat, the shopping cart
+        ("#c1694f", "brown"), ("#664500", "brown"), ("#662113", "brown"),  # wood, eyes of faces, bears
+        ("#dd2e44", "red"), ("#be1931", "red"), ("#226699", "blue"), ("#f5f8fa", "white"),
+    ],
+)  # fmt: skip
+def test_flat_colours_of_real_emoji_get_the_name_a_person_would_give(pixel: str, name: str) -> None:
+    """The colours that cover most of Twemoji's pictures, and what they are used for."""
+    assert PALETTE[name_pixels(np.array([[ImageColor.getrgb(pixel)]], np.uint8))[0, 0]] == name
+
+
+@pytest.mark.parametrize(
     ("text", "colours"),
     [
         ("A Red Rose", ("red",)),

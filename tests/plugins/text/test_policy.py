@@ -13,10 +13,11 @@ from polyalign.errors import ConfigError
 from polyalign.plugins.registry import registry
 from polyalign.policies.adapters import trainable
 from polyalign.policies.base import Policy
+from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.records.views import VIEWS
 from polyalign_text.config import TextConfig
 from polyalign_text.fixture import build as tiny_policy
-from polyalign_text.fixture import byte_tokenizer, records, tiny_llama
+from polyalign_text.fixture import records
 from polyalign_text.policy import build
 
 LORA = {"rank": 4, "alpha": 8}

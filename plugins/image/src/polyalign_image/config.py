@@ -6,8 +6,16 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from polyalign.policies.config import MediaTokensConfig
 from polyalign.training.config import Config, Slot
 from polyalign_image.palette import PALETTE
+
+
+class VisionLanguageConfig(MediaTokensConfig):
+    """A transformers image-text-to-text model."""
+
+    min_pixels: int | None = Field(None, gt=0, description="pictures are scaled up to this, where the processor scales freely")
+    max_pixels: int | None = Field(None, gt=0, description="pictures are scaled down to this, where the processor scales freely")
 
 
 class ClipConfig(Config):
@@ -94,3 +102,10 @@ class CaptionRetrievalConfig(Config):
         if self.k >= self.pool:
             raise ValueError(f"k={self.k} of pool={self.pool} is always found; k must be smaller")
         return self
+
+
+class AttributeHallucinationConfig(Config):
+    """A judge of captions by rule. The truth about each picture stands in the data set, found by the picture's sha256."""
+
+    data: str = Field("dataset:emoji-captions", description="a folder of records, or dataset:NAME, with the true captions")
+    captions: str = Field("captions", description="the splits whose names begin with this and a dot hold the true captions")

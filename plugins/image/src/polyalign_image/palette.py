@@ -24,11 +24,11 @@ OTHER_WORDS = {
 }
 
 # Upper ends of hue in degrees; what lies past the last one is red again.
-HUES = ((15, "red"), (45, "orange"), (70, "yellow"), (165, "green"), (195, "cyan"), (255, "blue"), (345, "purple"), (360, "red"))
-BLACK_BELOW = 0.2  # value
-GREY_BELOW = 0.15  # saturation
-WHITE_FROM = 0.85  # value of an unsaturated pixel
-BROWN_BELOW = 0.65  # value of an orange hue
+HUES = ((10, "red"), (40, "orange"), (70, "yellow"), (165, "green"), (195, "cyan"), (255, "blue"), (345, "purple"), (360, "red"))
+BLACK_BELOW = 0.25  # value
+GREY_BELOW = (0.15, 0.12)  # saturation, or chroma: a dark pixel with little chroma looks grey however saturated it is
+WHITE_FROM = 0.85  # value of a grey pixel
+BROWN_HUES, BROWN_BELOW = (10, 50), 0.78  # hues and value: a dark orange or amber is brown
 PINK_HUE, PINK_FROM = 285, 0.7  # hue and value: a light purple is pink
 PALE_RED = (0.5, 0.75)  # saturation below, value from: a pale red is pink
 
@@ -63,12 +63,13 @@ def name_pixels(rgb: np.ndarray) -> np.ndarray:
     def rename(where: np.ndarray, colour: str) -> None:
         names[where] = PALETTE.index(colour)
 
-    red, orange, purple = (names == PALETTE.index(colour) for colour in ("red", "orange", "purple"))
-    rename(orange & (value < BROWN_BELOW), "brown")
+    red, purple = (names == PALETTE.index(colour) for colour in ("red", "purple"))
+    grey = (saturation < GREY_BELOW[0]) | (chroma < GREY_BELOW[1])
+    rename((hue >= BROWN_HUES[0]) & (hue < BROWN_HUES[1]) & (value < BROWN_BELOW), "brown")
     rename(purple & (hue >= PINK_HUE) & (value >= PINK_FROM), "pink")
     rename(red & (saturation < PALE_RED[0]) & (value >= PALE_RED[1]), "pink")
-    rename(saturation < GREY_BELOW, "grey")
-    rename((saturation < GREY_BELOW) & (value >= WHITE_FROM), "white")
+    rename(grey, "grey")
+    rename(grey & (value >= WHITE_FROM), "white")
     rename(value < BLACK_BELOW, "black")
     return names
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import EncoderSpec, EvaluatorSpec, ModalitySpec, RewardSpec
+from polyalign.plugins.specs import DatasetSpec, EncoderSpec, EvaluatorSpec, ModalitySpec, PolicySpec, RewardSpec
 
 
 @hookimpl
@@ -15,6 +15,24 @@ def polyalign_modalities() -> list[ModalitySpec]:
             target="polyalign_image.modality:ImageModality",
             mimes=("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"),
             requires=("PIL",),
+        )
+    ]
+
+
+@hookimpl
+def polyalign_policies() -> list[PolicySpec]:
+    return [
+        PolicySpec(
+            name="vision-language",
+            summary="any transformers image-text-to-text model: text and pictures to text, parts frozen, in full or by LoRA",
+            target="polyalign_image.vision_language:build",
+            config="polyalign_image.config:VisionLanguageConfig",
+            requires=("torch", "transformers", "peft"),
+            family="tokens",
+            inputs=("text", "image"),
+            outputs=("text",),
+            provides=("log_probs", "entropy", "mean_logit", "hidden", "token_targets"),
+            fixture="polyalign_image.fixture:fixture",
         )
     ]
 
@@ -85,4 +103,23 @@ def polyalign_evaluators() -> list[EvaluatorSpec]:
             config="polyalign_image.config:CaptionRetrievalConfig",
             inputs=("text", "image"),
         ),
+        EvaluatorSpec(
+            name="attribute_hallucination",
+            summary="Share of captions that claim a false name, kind, colour or tag of the picture they describe, by rule",
+            target="polyalign_image.hallucination:AttributeHallucination",
+            config="polyalign_image.config:AttributeHallucinationConfig",
+            inputs=("image", "text"),
+        ),
+    ]
+
+
+@hookimpl
+def polyalign_datasets() -> list[DatasetSpec]:
+    return [
+        DatasetSpec(
+            name="emoji-captions",
+            summary="pictures and captions whose every claim can be checked: true, noisy, and true over one wrong attribute",
+            target="polyalign_image.shipped:emoji_captions",
+            licence="Noto Emoji pictures Apache-2.0, Twemoji pictures CC-BY-4.0, names and tags MIT",
+        )
     ]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
-from polyalign.errors import MediaError
 from polyalign.policies.feature_cache import FeatureCache
 from polyalign.policies.fixture import PolicyFixture
-from polyalign.records.schema import Candidate, Comparison, MediaPart, MediaRef, Message, Record
+from polyalign.records.schema import Candidate, Comparison, MediaPart, Message, Record
+from polyalign.records.store import MemoryMedia
 from polyalign_text_to_image import tiny
 from polyalign_text_to_image.config import AttentionLoraConfig, TextToImageConfig
 from polyalign_text_to_image.frozen import FrozenPipeline
@@ -26,19 +24,6 @@ SHAPES = ("disc", "square")
 PIPELINES = {"flow": tiny.flow, "unet": tiny.unet, "unet_xl": tiny.unet_xl}
 RESOLUTION = {"flow": 16, "unet": 32, "unet_xl": 32}  # smaller than the pipelines' own: 256 latents are enough to test on
 _FEATURES = {name: FeatureCache() for name in PIPELINES}  # frozen encoders are the same in every copy of a fixture
-
-
-class MemoryMedia:
-    """Media of a data set that has no folder."""
-
-    def __init__(self, blobs: dict[str, bytes]) -> None:
-        self.blobs = blobs
-
-    def read(self, ref: MediaRef) -> bytes:
-        return self.blobs[ref.sha256]
-
-    def path(self, ref: MediaRef) -> Path:
-        raise MediaError(f"picture {ref.sha256[:12]} is only in memory and has no path; use read()")
 
 
 def drawing(colour: str, shape: str, side: int = 32) -> bytes:
@@ -54,13 +39,10 @@ def drawing(colour: str, shape: str, side: int = 32) -> bytes:
 
 def drawings() -> tuple[list[Record], MemoryMedia]:
     """Return six comparisons (a disc is preferred to a square) and three grids (colours; tagged "grid"), with their media."""
-    blobs: dict[str, bytes] = {}
+    media = MemoryMedia()
 
     def picture(colour: str, shape: str) -> tuple[MediaPart, ...]:
-        data = drawing(colour, shape)
-        sha256 = hashlib.sha256(data).hexdigest()
-        blobs[sha256] = data
-        return (MediaPart(media=MediaRef(modality="image", sha256=sha256, mime="image/png", length=len(data))),)
+        return (MediaPart(media=media.add(drawing(colour, shape), "image", "image/png")),)
 
     records = [
         Record(
@@ -85,7 +67,7 @@ def drawings() -> tuple[list[Record], MemoryMedia]:
                 tags=("grid",),
             )
         )
-    return records, MemoryMedia(blobs)
+    return records, media
 
 
 @cache

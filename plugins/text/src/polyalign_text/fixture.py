@@ -1,57 +1,14 @@
-"""A tiny random language model, its tokenizer built from code, and records: what the cells test trains on a CPU."""
+"""A tiny random language model with records that it can read: what the cells test trains on a CPU."""
 
 from __future__ import annotations
-
-from typing import Any
-
-import torch
 
 from polyalign.policies.base import Policy
 from polyalign.policies.completion_mask import PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
 from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.records.schema import Candidate, Comparison, Message, Record
 from polyalign_text.policy import TextPolicy
-
-TEMPLATE = (
-    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
-
-
-def byte_tokenizer(template: str | None = TEMPLATE) -> Any:
-    """Return a tokenizer with one token per byte and two special ones; padding is the end token, as in many real models."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=["<|start|>"]
-    )
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def tiny_llama(vocabulary: int, *, layers: int = 2, hidden: int = 32, seed: int = 0, **settings: Any) -> Any:
-    """Return a random Llama small enough to train in milliseconds; equal arguments give equal weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        **{"tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": 257, "pad_token_id": 257} | settings,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
 
 
 def build() -> Policy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,20 @@ from polyalign.randomness import keyed_seed
 ADAPTER = "policy"
 
 
-def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
-    """Freeze ``model`` (a transformers or diffusers model) and inject trainable LoRA layers, initialised from ``seed``."""
+def add_lora(model: Any, config: LoraConfig, seed: int, within: nn.Module | None = None, in_full: Sequence[str] = ()) -> None:
+    """Freeze ``model`` (a transformers or diffusers model) and inject trainable LoRA layers, initialised from ``seed``.
+
+    ``within``: a part of the model that ``all-linear`` is confined to. ``in_full``: names of modules that train beside the
+    adapters, saved with them and put back by `adapters_off`.
+    """
     import peft
 
     model.requires_grad_(False)
     alpha: Any = config.rank if config.alpha is None else config.alpha  # peft declares int and only divides by the rank
     targets = config.targets[0] if config.targets == ("all-linear",) else list(config.targets)
+    if within is not None and targets == "all-linear":
+        inside = {id(module) for module in within.modules()}
+        targets = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(seed, "lora"))
         model.add_adapter(
@@ -30,6 +37,7 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
                 lora_alpha=alpha,
                 lora_dropout=config.dropout,
                 target_modules=targets,
+                modules_to_save=list(in_full) or None,
             ),
             adapter_name=ADAPTER,
         )

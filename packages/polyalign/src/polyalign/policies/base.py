@@ -204,6 +204,10 @@ class Policy(nn.Module, ABC):
     def prepare(self, samples: Sequence[Sample], cache: Path, progress: Any = None) -> None:
         """Fill on-disk caches (latents, embeddings) for these samples before training starts. Default: nothing to do."""
 
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Return factors on the learning rate by parameter name, where a parameter has its own. Default: none has."""
+        return {}
+
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """Score as the reference model: adapters switched off. Only for policies tuned by adapters."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from polyalign.errors import ConfigError, RecordError
-from polyalign.records.samples import Sample
+from polyalign.records.samples import MediaSource, Sample
 from polyalign.records.schema import MediaPart, Message, TextPart, text_of
 
 _MARK = "\u2063response\u2063"  # invisible separators: no template alters or trims them
@@ -17,14 +17,22 @@ _MARK = "\u2063response\u2063"  # invisible separators: no template alters or tr
 
 @dataclass(frozen=True, eq=False)
 class Medium:
-    """One medium made ready for the model's own encoder. ``key``: equal content and settings, equal key.
+    """One medium of a prompt or response. ``key``: equal content and settings, equal key.
 
-    ``tokens``: how many placeholder tokens stand for it in a row; ``tensors``: the encoder's inputs, one medium each.
+    ``tokens``: how many placeholder tokens stand for it in a row; ``load``: returns the inputs of the model's own encoder,
+    of this medium alone (decoding it is put off until a batch needs it).
     """
 
     key: str
     tokens: int
-    tensors: Mapping[str, Tensor]
+    load: Callable[[], Mapping[str, Tensor]]
+
+
+class Piece(NamedTuple):
+    """A prompt or a response as token ids, with the media that its placeholders stand for, in their order."""
+
+    ids: tuple[int, ...]
+    media: tuple[Medium, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,11 @@ class PromptResponseEncoder:
     ``chat_template``: "auto" uses the tokenizer's template if it has one; "none" never does. Without a template the texts
     of all messages are joined by a newline, the tokenizer puts its usual start token in front, and the response follows at
     once: prompt + response + end-of-text. Give the prompt its own trailing space or newline where the model needs one.
+
+    ``settings``: what the encoder inputs of media depend on, as text; it enters the policy's fingerprint.
     """
+
+    settings = ""
 
     def __init__(self, tokenizer: Any, chat_template: Literal["auto", "none"] = "auto") -> None:
         if tokenizer.eos_token_id is None:
@@ -73,22 +85,30 @@ class PromptResponseEncoder:
 
     def encode(self, samples: Sequence[Sample], max_length: int, max_response: int) -> list[Encoded]:
         """Return the ids of each sample within the limits. A prompt that several samples share is rendered once."""
-        prompts: dict[tuple[Message, ...], tuple[int, ...]] = {}
+        prompts: dict[tuple[Message, ...], Piece] = {}
+        rows = []
         for sample in samples:
             if sample.prompt not in prompts:
-                prompts[sample.prompt] = self.prompt_ids(sample.prompt)
-        return [
-            self.fit(prompts[sample.prompt], self.response_ids(sample.response), max_length, max_response) for sample in samples
-        ]
+                prompts[sample.prompt] = self.prompt(sample.prompt, sample.media)
+            response = self.response(sample.response, sample.media)
+            rows.append(self.fit(prompts[sample.prompt], response, max_length, max_response, f"sample {sample.id!r}"))
+        return rows
+
+    def prompt(self, prompt: tuple[Message, ...], media: MediaSource | None) -> Piece:
+        """Return what stands in front of the response. Encoders that read media override this and `response`."""
+        return Piece(self.prompt_ids(prompt))
+
+    def response(self, response: Sequence[TextPart | MediaPart], media: MediaSource | None) -> Piece:
+        return Piece(self.response_ids(response))
 
     def prompt_ids(self, prompt: tuple[Message, ...]) -> tuple[int, ...]:
         """Return the ids in front of the response. A prompt that ends with an assistant message is continued, not answered."""
-        turns = [{"role": message.role, "content": self.text(message.parts, "prompt")} for message in prompt]
         if self.uses_template:
+            turns = [{"role": message.role, "content": self.content(message.parts)} for message in prompt]
             continues = bool(turns) and turns[-1]["role"] == "assistant"
             rendered = self._render(turns, add_generation_prompt=not continues, continue_final_message=continues)
             return tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        ids = list(self.tokenizer("\n".join(turn["content"] for turn in turns))["input_ids"])
+        ids = list(self.tokenizer("\n".join(self.text(message.parts, "prompt") for message in prompt))["input_ids"])
         while ids and ids[-1] in (self.tokenizer.eos_token_id, getattr(self.tokenizer, "sep_token_id", None)):
             ids.pop()  # tokenizers that close every text would close the prompt too
         start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
@@ -100,6 +120,10 @@ class PromptResponseEncoder:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return (*ids, *self.end_ids)
 
+    def content(self, parts: Sequence[TextPart | MediaPart]) -> Any:
+        """Return what the chat template takes as a message's content."""
+        return self.text(parts, "prompt")
+
     def text(self, parts: Sequence[TextPart | MediaPart], where: str) -> str:
         """Return the text of message parts. A policy that reads media overrides this with its placeholder tokens."""
         for part in parts:
@@ -110,15 +134,15 @@ class PromptResponseEncoder:
                 )
         return text_of(tuple(parts))
 
-    def fit(self, prompt: tuple[int, ...], response: tuple[int, ...], max_length: int, max_response: int) -> Encoded:
+    def fit(self, prompt: Piece, response: Piece, max_length: int, max_response: int, whose: str) -> Encoded:
         """Return both within the limits: the response is kept and cut only past ``max_response`` (then it has no end of
         turn, since the text goes on), and the prompt loses its oldest tokens."""
-        cut = max(0, len(response) - max_response)
-        kept = response[: len(response) - cut]
-        dropped = max(0, len(prompt) + len(kept) - max_length)
-        return Encoded(prompt[dropped:], kept, dropped, cut)
+        cut = max(0, len(response.ids) - max_response)
+        kept = response.ids[: len(response.ids) - cut]
+        dropped = max(0, len(prompt.ids) + len(kept) - max_length)
+        return Encoded(prompt.ids[dropped:], kept, dropped, cut, prompt.media, response.media)
 
-    def _render(self, turns: list[dict[str, str]], **how: bool) -> str:
+    def _render(self, turns: list[dict[str, Any]], **how: bool) -> str:
         from jinja2 import TemplateError
 
         try:
@@ -131,7 +155,8 @@ class PromptResponseEncoder:
 
     def _end_of_turn(self) -> tuple[int, ...]:
         """Read off the template how an assistant's turn ends: up to its first special token, else the end-of-text token."""
-        rendered = self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}])
+        said = {role: self.content((TextPart(text=text),)) for role, text in (("user", "?"), ("assistant", _MARK))}
+        rendered = self._render([{"role": role, "content": content} for role, content in said.items()])
         _, mark, tail = rendered.rpartition(_MARK)
         if not mark:
             raise ConfigError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from polyalign.training.config import Config
 
@@ -40,3 +40,45 @@ class TokensConfig(Config):
     head_chunk: int | None = Field(
         None, gt=0, description="positions that meet the vocabulary at once; none: as many as make 2**25 logits"
     )
+
+
+class PretrainedConfig(TokensConfig):
+    """A model that transformers loads. beta of an objective goes with the sum of log-probabilities over the response.
+
+    ``base``: a hub id, a folder, ``zoo:NAME`` or ``asset:NAME``. A LoRA folder is merged into its own base first, so that a
+    run can start where another ended.
+    """
+
+    base: str = Field(min_length=1)
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    quantize: Literal["none", "nf4", "int8"] = Field(
+        "none", description="keep the frozen weights in 4 or 8 bits under LoRA (QLoRA, arXiv 2305.14314); needs bitsandbytes"
+    )
+    attention: Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2"] = "auto"
+    chat_template: Literal["auto", "none"] = Field("auto", description="none: prompt + response + end-of-text, for base models")
+    lora: LoraConfig | None = None
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PretrainedConfig:
+        if self.max_response >= self.max_length:
+            raise ValueError(
+                f"max_response={self.max_response} leaves no room for the prompt within max_length={self.max_length}; "
+                "lower max_response or raise max_length"
+            )
+        if self.quantize != "none" and self.lora is None:
+            raise ValueError(f"quantize is {self.quantize!r}, but quantized weights do not train; add lora, or set it to none")
+        return self
+
+
+class MediaTokensConfig(PretrainedConfig):
+    """What token policies that read media can set. By default the tower stays frozen and, with LoRA, so does the projector."""
+
+    tower: Literal["frozen", "full"] = Field("frozen", description="the encoder of the media")
+    projector: Literal["auto", "frozen", "full"] = Field("auto", description="auto: frozen with LoRA, else full")
+    language: Literal["auto", "frozen", "lora", "full"] = Field("auto", description="auto: lora where policy.lora is set")
+    learning_rate_scale: dict[Literal["tower", "projector", "language"], Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="factor on the optimizer's learning rate for one part; parts not named keep 1"
+    )
+    cache_features: bool = Field(False, description="keep the features of frozen towers and projectors on disk")

@@ -42,13 +42,16 @@ class KeyedSampler:
     """A logits processor that picks each next token by inverting the cumulative distribution at a number drawn beforehand.
 
     ``uniforms`` ``[R, steps]`` holds one draw on [0, 1) per row and step, so rows do not share a random stream.
+    ``never``: ids that are no text (placeholders of media) and are not picked.
     """
 
-    def __init__(self, uniforms: Tensor, decoding: Decoding) -> None:
-        self.uniforms, self.decoding, self.step = uniforms, decoding, 0
+    def __init__(self, uniforms: Tensor, decoding: Decoding, never: Sequence[int] = ()) -> None:
+        self.uniforms, self.decoding, self.never, self.step = uniforms, decoding, list(never), 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores ``[R, V]`` that leave only the picked token of each row."""
+        if self.never:
+            scores = scores.index_fill(1, torch.tensor(self.never, device=scores.device), -torch.inf)
         if self.decoding.temperature == 0:
             return scores
         draw = self.uniforms[:, self.step : self.step + 1].to(scores.device)
@@ -95,11 +98,15 @@ def _sampled(policy: TokenPolicy, jobs: Sequence[tuple[Any, int]], seed: int, de
     input_ids = torch.full((len(rows), length), collator.pad_id)
     attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
     for number, row in enumerate(rows):  # left padding: every row's next token stands in the same column
-        input_ids[number, length - len(row) :] = torch.tensor(row)
+        input_ids[number, length - len(row) :] = torch.tensor(row.prompt)
         attention_mask[number, length - len(row) :] = 1
     stops = sorted(_stop_ids(policy))
-    sampler = KeyedSampler(torch.stack([_uniforms(job, seed, decoding.max_new_tokens) for job in jobs]), decoding)
+    uniforms = torch.stack([_uniforms(job, seed, decoding.max_new_tokens) for job in jobs])
+    known = range(policy.model.get_output_embeddings().weight.shape[0])  # some models' placeholders are no words at all
+    never = sorted(token for token in policy.encoder.media_ids if token in known)
+    sampler = KeyedSampler(uniforms, decoding, never)
     sequences = policy.model.generate(
+        **policy.media_inputs(rows, input_ids.to(device), attention_mask.to(device)),
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
         generation_config=GenerationConfig(

@@ -11,10 +11,10 @@ from torch import LongTensor, Tensor
 
 from polyalign.errors import ConfigError
 from polyalign.policies.base import Batch, Collator, Kind, Rollout, Tokens
-from polyalign.policies.completion_mask import Encoded, Medium, PromptResponseEncoder
+from polyalign.policies.completion_mask import Encoded, Medium, Piece, PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
 from polyalign.policies.shared_prefix import Line, group_by_prefix, group_length, share_rows
-from polyalign.records.samples import Sample
+from polyalign.records.samples import Prompt, Sample
 from polyalign.records.schema import Message
 
 
@@ -87,15 +87,16 @@ class TokenCollator(Collator):
             response_tokens=sum(row.cut for row in rows),
         )
 
-    def generation_prompt(self, prompt: tuple[Message, ...], max_new_tokens: int) -> tuple[int, ...]:
-        """Return the ids to generate from: the newest that leave room for ``max_new_tokens``."""
+    def generation_prompt(self, prompt: tuple[Message, ...], max_new_tokens: int) -> Encoded:
+        """Return what to generate from, with an empty response: the newest ids that leave room for ``max_new_tokens``."""
         room = self.max_length - max_new_tokens
         if room < 1:
             raise ConfigError(
                 f"max_new_tokens={max_new_tokens} leaves no room for the prompt within max_length={self.max_length}; "
                 "lower max_new_tokens or raise policy.max_length"
             )
-        return self.encoder.prompt_ids(prompt)[-room:]
+        piece = self.encoder.prompt(prompt, prompt.media if isinstance(prompt, Prompt) else None)
+        return self.encoder.fit(piece, Piece(()), room, 0, "the prompt to generate from")
 
     def of_rollouts(self, rollouts: Sequence[Rollout]) -> Batch:
         """Return a batch that scores exactly the generated ids (never the re-tokenised text) at their decoding temperature.
@@ -106,7 +107,7 @@ class TokenCollator(Collator):
         for number, rollout in enumerate(rollouts):
             (decision,) = (decision for decision in rollout.decisions if isinstance(decision, Tokens))
             prompt = self.generation_prompt(rollout.prompt, int(rollout.decoding["max_new_tokens"]))
-            rows.append(Encoded(prompt, tuple(decision.ids.tolist())))
+            rows.append(replace(prompt, response=tuple(decision.ids.tolist())))
             temperatures.append(float(rollout.decoding.get("temperature", 1.0)) or 1.0)
             samples.append(Sample(f"rollout-{number}", rollout.prompt, rollout.parts, f"rollout-{number}"))
         return self.layout(tuple(samples), rows, torch.tensor(temperatures), None)
@@ -174,9 +175,9 @@ class TokenCollator(Collator):
             placeholders[number, len(row) :] = False  # padding may have any id
             numbers = [torch.arange(first[medium.key], first[medium.key] + medium.tokens) for medium in row.media]
             index[number, placeholders[number]] = torch.cat(numbers) if numbers else torch.zeros(0, dtype=torch.long)
-        media = [{"key": medium.key, "tokens": medium.tokens, **medium.tensors} for medium in distinct.values()]
-        rows_media = [[list(distinct).index(medium.key) for medium in row.media] for row in rows]
-        return {"media": media, "media_index": index, "row_media": rows_media}
+        media = [{"key": medium.key, "tokens": medium.tokens, **medium.load()} for medium in distinct.values()]
+        place = {key: number for number, key in enumerate(distinct)}
+        return {"media": media, "media_index": index, "row_media": [[place[medium.key] for medium in row.media] for row in rows]}
 
 
 def with_token_targets(batch: Batch, ids: LongTensor, values: Tensor) -> Batch:

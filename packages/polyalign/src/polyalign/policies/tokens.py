@@ -26,6 +26,7 @@ from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
 from polyalign.policies.fingerprint import weights_fingerprint
 from polyalign.policies.logprobs import CHUNK_LOGITS, in_chunks, reduce_logits, scatter
+from polyalign.policies.pretrained import merged_copy, plain_weights
 from polyalign.policies.shared_prefix import block_mask, in_shared_rows
 from polyalign.policies.token_collator import TokenCollator
 from polyalign.records.samples import Sample
@@ -43,7 +44,8 @@ class TokenPolicy(Policy):
 
     Extras of `forward`, with N samples and T scored tokens in the longest response (0 where nothing is scored):
 
-    - ``entropy`` ``[N, T]``, nats; ``mean_logit`` ``[N, T]``, over the vocabulary; ``values`` ``[N, T]``, the value head's view of the state before each token;
+    - ``entropy`` ``[N, T]``, nats; ``mean_logit`` ``[N, T]``, over the vocabulary;
+    - ``values`` ``[N, T]``, the value head's view of the state before each token;
     - ``hidden`` ``[N, H]``: last-layer hidden state at the row's last real token;
     - ``token_targets`` ``[N, T]`` and ``target_log_probs`` ``[N, T, K]`` for a batch made by `with_token_targets`, along
       with its ``target_values``: what a distillation loss needs of the vocabulary, and no more.
@@ -55,6 +57,7 @@ class TokenPolicy(Policy):
     family: ClassVar[str] = "tokens"
     inputs = frozenset({"text"})
     outputs = frozenset({"text"})
+    merged_base = False  # the base was made by merging a LoRA folder, so it lies nowhere on disk
 
     def __init__(self, model: Any, encoder: PromptResponseEncoder, config: TokensConfig, *, value_head: bool = False) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ class TokenPolicy(Policy):
         samples, columns = mask.nonzero(as_tuple=True)  # P scored positions
         row, predictors = tensors["row"][samples], tensors["predictors"][samples, columns]
         if self.splits:
-            hidden = self.backbone(self.embed(rows, self.encode_media(rows)), rows)  # [R, L, H]
+            hidden = self.states(rows)  # [R, L, H]
             scored, head = hidden[row, predictors], self.head  # [P, H]: prompt and padding never meet the vocabulary
         else:
             hidden, logits = self.whole(rows)
@@ -154,6 +157,10 @@ class TokenPolicy(Policy):
     def vocabulary_size(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
 
+    def states(self, batch: Batch) -> Tensor:
+        """Return last-layer hidden states ``[R, L, H]`` of rows."""
+        return self.backbone(self.embed(batch, self.encode_media(batch)), batch)
+
     def encode_media(self, batch: Batch) -> Any:
         """Return features of the batch's media, each distinct medium once; None where a policy reads text only."""
         return None
@@ -191,7 +198,11 @@ class TokenPolicy(Policy):
         )
         return output.hidden_states[-1], output.logits
 
-    def _row_inputs(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def media_inputs(self, rows: Sequence[Encoded], input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+        """Return what transformers' ``generate`` takes for the media of left-padded rows. Nothing, where text is all."""
+        return {}
+
+    def _row_inputs(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         accepted = inspect.signature(module.forward).parameters
         return {name: batch.tensors[name] for name in ("attention_mask", "position_ids") if name in accepted}
 
@@ -216,7 +227,7 @@ class TokenPolicy(Policy):
         try:
             _, expected = self.whole(probe)
             try:
-                found = self.head(self.backbone(self.embed(probe, self.encode_media(probe)), probe))
+                found = self.head(self.states(probe))
                 exact = torch.allclose(found.float(), expected.float(), rtol=1e-4, atol=1e-5)
             except (AttributeError, TypeError, ValueError, RuntimeError) as error:
                 logger.info("%s cannot be split into backbone and head: %s", type(self.model).__name__, error)
@@ -312,11 +323,12 @@ class TokenPolicy(Policy):
             )
 
     def save(self, folder: Path) -> None:
-        """Write a folder that transformers loads by itself (with LoRA: an adapter that peft and transformers load)."""
+        """Write a folder that transformers loads by itself (with LoRA: an adapter that peft and transformers load). Over a
+        merged base an adapter could not be loaded, so it is merged too."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder)
+        (merged_copy(self.model) if self.merged_base and self.has_adapters else self.model).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
             weights = {name: value.detach().cpu().contiguous() for name, value in self.value_head.state_dict().items()}
@@ -326,11 +338,6 @@ class TokenPolicy(Policy):
         """Return a hash of the base weights, tokenizer, template and length limits; adapters do not enter. Computed once,
         so ask before training changes the weights."""
         if self._fingerprint is None:
-            weights = [
-                (name.replace(".base_layer.", "."), value)
-                for name, value in self.model.state_dict().items()
-                if "lora_" not in name
-            ]
             encoder, collator = self.encoder, self.collator
             layout = [
                 encoder.uses_template,
@@ -338,7 +345,9 @@ class TokenPolicy(Policy):
                 encoder.end_ids,
                 collator.max_length,
                 collator.max_response,
+                encoder.settings,
             ]
+            weights = list(plain_weights(self.model, tuned=False).items())
             self._fingerprint = weights_fingerprint(weights, _vocabulary(self.tokenizer), json.dumps(layout))
         return self._fingerprint
 

@@ -73,7 +73,8 @@ class CheckpointConfig(Config):
 
 class TrainingConfig(Config):
     """``batch_size`` counts examples per optimiser step over all processes; ``micro_batch_size`` per forward pass, so that
-    1 x 8, 8 x 1 and two processes are the same run. ``micro_batch_budget`` caps tokens (padding included) or pixels per forward instead."""
+    1 x 8, 8 x 1 and two processes are the same run. ``micro_batch_budget`` instead caps what a forward pass holds: tokens,
+    padding included, or pixels."""
 
     steps: int = Field(100, gt=0)
     batch_size: int = Field(8, gt=0)

@@ -12,11 +12,16 @@ from polyalign.errors import TrainingError
 from polyalign.training.config import OptimizerConfig
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return AdamW (or bitsandbytes' 8-bit AdamW) over the trainable parameters."""
-    chosen = [parameter for parameter in parameters if parameter.requires_grad]
-    if not chosen:
+def build_optimizer(parameters: Iterable[tuple[nn.Parameter, float]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return AdamW (or bitsandbytes' 8-bit AdamW) over the trainable parameters, given with their factors on the learning
+    rate: one group per factor, which keeps it as ``scale``."""
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for parameter, scale in parameters:
+        if parameter.requires_grad:
+            by_scale.setdefault(scale, []).append(parameter)
+    if not by_scale:
         raise TrainingError("nothing to train: the policy has no trainable parameters; check policy.lora.targets")
+    chosen = [{"params": members, "scale": scale} for scale, members in by_scale.items()]
     settings = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
     if config.name == "adamw_8bit":
         try:

@@ -69,7 +69,10 @@ class Trainer:
             policy.enable_gradient_checkpointing()
         self.wrapped = self._wrap(policy)
         parameters = trainable(policy)
-        self.optimizer = build_optimizer([*parameters.values(), *objective.parameters()], self.config.optimizer)
+        scales = policy.learning_rate_scales()
+        scaled = [(parameter, scales.get(name, 1.0)) for name, parameter in parameters.items()]
+        scaled += [(parameter, 1.0) for parameter in objective.parameters()]
+        self.optimizer = build_optimizer(scaled, self.config.optimizer)
         average = MovingAverage(parameters, self.config.ema) if self.config.ema else None
         self.state = checkpoint.State(
             parameters, objective, self.optimizer, average, {"step": 0, "best": None, "best_step": None}
@@ -121,7 +124,7 @@ class Trainer:
         self.policy.train()
         rate = learning_rate(self.config.optimizer, step, self.config.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         try:
             values = self.loss.train(micro_batches, self._backward)
         except NonFiniteLoss:
