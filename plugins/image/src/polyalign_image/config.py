@@ -18,6 +18,28 @@ class VisionLanguageConfig(MediaTokensConfig):
     max_pixels: int | None = Field(None, gt=0, description="pictures are scaled down to this, where the processor scales freely")
 
 
+class AlignmentLevelsConfig(VisionLanguageConfig):
+    """AlignGPT's two stages. Both keep the tower frozen; ``pretrain`` keeps the language model frozen too."""
+
+    stage: Literal["pretrain", "tune"] = "tune"
+    levels: int = Field(8, ge=2, description="alignment levels; the last is the best and global to all tasks")
+    mixture: Literal["gate", "mean", "local", "global", "fixed"] = Field(
+        "gate", description="what tuning inserts: global + gated local levels (gate), global + their mean, or one of the parts"
+    )
+    fixed_level: int = Field(0, ge=0, description="the level of mixture: fixed")
+    gate_tokens: int | None = Field(None, gt=0, description="width of the gate's input; none: the visual tokens of one picture")
+    gate_hidden: int = Field(256, gt=0)
+    scale_gate: bool = Field(False, description="divide the gate's inputs by sqrt(width): large models saturate it otherwise")
+
+    @model_validator(mode="after")
+    def _stage_fits(self) -> AlignmentLevelsConfig:
+        if self.fixed_level >= self.levels:
+            raise ValueError(f"fixed_level={self.fixed_level} is not one of levels 0 to {self.levels - 1}")
+        if self.stage == "pretrain" and (self.lora is not None or self.language != "frozen"):
+            raise ValueError("the pretrain stage trains projector and levels only; set language: frozen and leave lora out")
+        return self
+
+
 class ClipConfig(Config):
     """``model``: a folder, ``zoo:NAME`` or a model hub id, in the layout of transformers or of open_clip."""
 

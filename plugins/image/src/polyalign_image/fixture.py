@@ -14,7 +14,8 @@ from polyalign.policies.tiny_language import byte_tokenizer
 from polyalign.records.samples import MediaSource
 from polyalign.records.schema import Candidate, Comparison, MediaPart, Message, Record, TextPart
 from polyalign.records.store import MemoryMedia
-from polyalign_image.config import VisionLanguageConfig
+from polyalign_image.alignment_levels import AlignmentLevelsPolicy, LevelEncoder
+from polyalign_image.config import AlignmentLevelsConfig, VisionLanguageConfig
 from polyalign_image.processor_encoder import ProcessorEncoder
 from polyalign_image.vision_language import VisionLanguagePolicy, freeze
 
@@ -72,6 +73,15 @@ def policy(made: tuple[Any, Any] | None = None, seed: int = 0, **settings: Any) 
     return VisionLanguagePolicy(model, ProcessorEncoder(processor, model.config.image_token_id), config)
 
 
+def levels_policy(made: tuple[Any, Any] | None = None, seed: int = 0, **settings: Any) -> AlignmentLevelsPolicy:
+    """Return a fresh tiny policy with alignment levels, in the tuning stage with LoRA of rank 4 unless told otherwise."""
+    model, processor = made or tiny_llava()
+    options = {"max_length": 160, "max_response": 48, "lora": LoraConfig(rank=4), "gate_hidden": 8, **settings}
+    config = AlignmentLevelsConfig(base="tiny", **options)
+    freeze(model, config, seed)
+    return AlignmentLevelsPolicy(model, LevelEncoder(processor, model.config.image_token_id), config, seed)
+
+
 def drawing(colour: str, side: int = 24) -> bytes:
     """Return a PNG of a disc on white."""
     picture = Image.new("RGB", (side, side), "white")
@@ -119,3 +129,9 @@ def fixture() -> PolicyFixture:
     """Return what the cells test needs."""
     made, media = records()
     return PolicyFixture(build=policy, records=made, media=media)
+
+
+def levels_fixture() -> PolicyFixture:
+    """Return what the cells test needs of alignment levels."""
+    made, media = records()
+    return PolicyFixture(build=levels_policy, records=made, media=media)

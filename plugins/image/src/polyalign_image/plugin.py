@@ -33,7 +33,19 @@ def polyalign_policies() -> list[PolicySpec]:
             outputs=("text",),
             provides=("log_probs", "entropy", "mean_logit", "hidden", "token_targets"),
             fixture="polyalign_image.fixture:fixture",
-        )
+        ),
+        PolicySpec(
+            name="alignment-levels",
+            summary="AlignGPT: a vision-language model told how well captions fit, then tuned with a mixture of levels",
+            target="polyalign_image.alignment_levels:build",
+            config="polyalign_image.config:AlignmentLevelsConfig",
+            requires=("torch", "transformers", "peft"),
+            family="tokens",
+            inputs=("text", "image"),
+            outputs=("text",),
+            provides=("log_probs", "entropy", "mean_logit", "hidden", "token_targets"),
+            fixture="polyalign_image.fixture:levels_fixture",
+        ),
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -11,12 +11,14 @@ from polyalign.assets import resolve_model
 from polyalign.errors import ConfigError
 from polyalign.policies.adapters import add_lora
 from polyalign.policies.completion_mask import Medium
-from polyalign.policies.media_tokens import MediaTokenPolicy, Part, parts_of
+from polyalign.policies.media_features import Part, parts_of
+from polyalign.policies.media_tokens import MediaTokenPolicy
 from polyalign.policies.pretrained import is_adapter, load, load_model, within_context
 from polyalign_image.config import VisionLanguageConfig
 from polyalign_image.processor_encoder import ProcessorEncoder
 
 WHAT = "an image-text-to-text model"
+AnyConfig = TypeVar("AnyConfig", bound=VisionLanguageConfig)
 
 
 class VisionLanguagePolicy(MediaTokenPolicy):
@@ -36,18 +38,23 @@ class VisionLanguagePolicy(MediaTokenPolicy):
 
 def build(config: VisionLanguageConfig, *, device: str | torch.device = "cpu", seed: int = 0) -> VisionLanguagePolicy:
     """Return the policy at its starting weights. ``seed`` keys the initialisation of LoRA layers."""
+    model, processor, config = loaded(config, device)
+    freeze(model, config, seed)
+    encoder = ProcessorEncoder(processor, model.config.image_token_id, config.chat_template)
+    policy = VisionLanguagePolicy(model, encoder, config)
+    policy.merged_base = is_adapter(resolve_model(config.base))
+    return policy
+
+
+def loaded(config: AnyConfig, device: str | torch.device) -> tuple[Any, Any, AnyConfig]:
+    """Return model and processor of the recipe's base, and the configuration within the model's context."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     folder = resolve_model(config.base)
     sizes = {name: value for name in ("min_pixels", "max_pixels") if (value := getattr(config, name)) is not None}
     processor = load(AutoProcessor, WHAT, folder, config, **sizes)
     model = load_model(AutoModelForImageTextToText, WHAT, folder, config, device)
-    encoder = ProcessorEncoder(processor, model.config.image_token_id, config.chat_template)
-    config = within_context(config, model.config.get_text_config())
-    freeze(model, config, seed)
-    policy = VisionLanguagePolicy(model, encoder, config)
-    policy.merged_base = is_adapter(folder)
-    return policy
+    return model, processor, within_context(config, model.config.get_text_config())
 
 
 def freeze(model: Any, config: VisionLanguageConfig, seed: int = 0) -> None:

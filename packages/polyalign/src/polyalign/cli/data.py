@@ -198,3 +198,26 @@ def preview(
     with atomic_write(out) as file:
         file.write(page.encode())
     typer.echo(f"{out}: {len(page.encode()) / 1e6:.1f} MB")
+
+
+@app.command()
+def levels(
+    path: Data,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="the new .jsonl file; media go into a folder beside it")],
+    split: Annotated[str, typer.Option(help="the split to rank")] = "train",
+    number: Annotated[int, typer.Option("--levels", min=2, help="how many levels; the last is the best fit")] = 8,
+    encoder: Annotated[str, typer.Option(help="an encoder of media and text (`polyalign list encoders`)")] = "clip",
+    model: Annotated[str | None, typer.Option(help="the encoder's model; default: its own")] = None,
+) -> None:
+    """Rank candidates by how well text and medium fit, and write the rank's bucket as condition "level" (AlignGPT)."""
+    from polyalign.cache import cache_folder
+    from polyalign.encoders import CachedEncoder, build_encoder
+    from polyalign.errors import RecordError
+    from polyalign.records.levels import add_levels
+    from polyalign.training.config import Slot
+
+    if target.suffix != ".jsonl":
+        raise RecordError(f"{target} does not end in .jsonl; name a JSON Lines file")
+    chosen = build_encoder(Slot.model_validate({"name": encoder} | ({"model": model} if model else {})))
+    counts = add_levels(_resolved(path), split, target, CachedEncoder(chosen, cache_folder() / "embeddings"), number)
+    typer.echo(f"{target}: " + ", ".join(f"level {level}: {count}" for level, count in counts.items()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +41,8 @@ class Encoded:
     media; no id of ``prompt`` is.
 
     ``dropped`` counts prompt tokens lost at the front, ``cut`` response tokens lost at the end. ``prompt_media`` and
-    ``response_media`` stand in the order of their placeholders.
+    ``response_media`` stand in the order of their placeholders. ``tag``: what else the prompt's embeddings depend on; samples
+    share a row only where it is equal.
     """
 
     prompt: tuple[int, ...]
@@ -50,6 +51,7 @@ class Encoded:
     cut: int = 0
     prompt_media: tuple[Medium, ...] = ()
     response_media: tuple[Medium, ...] = ()
+    tag: Hashable = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -103,16 +105,22 @@ class PromptResponseEncoder:
 
     def prompt_ids(self, prompt: tuple[Message, ...]) -> tuple[int, ...]:
         """Return the ids in front of the response. A prompt that ends with an assistant message is continued, not answered."""
+        text = self.rendered(prompt)
         if self.uses_template:
-            turns = [{"role": message.role, "content": self.content(message.parts)} for message in prompt]
-            continues = bool(turns) and turns[-1]["role"] == "assistant"
-            rendered = self._render(turns, add_generation_prompt=not continues, continue_final_message=continues)
-            return tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        ids = list(self.tokenizer("\n".join(self.text(message.parts, "prompt") for message in prompt))["input_ids"])
+            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = list(self.tokenizer(text)["input_ids"])
         while ids and ids[-1] in (self.tokenizer.eos_token_id, getattr(self.tokenizer, "sep_token_id", None)):
             ids.pop()  # tokenizers that close every text would close the prompt too
         start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
         return tuple(ids) or (start,)  # the first response token needs something to be predicted from
+
+    def rendered(self, prompt: tuple[Message, ...]) -> str:
+        """Return the text in front of the response."""
+        if not self.uses_template:
+            return "\n".join(self.text(message.parts, "prompt") for message in prompt)
+        turns = [{"role": message.role, "content": self.content(message.parts)} for message in prompt]
+        continues = bool(turns) and turns[-1]["role"] == "assistant"
+        return self._render(turns, add_generation_prompt=not continues, continue_final_message=continues)
 
     def response_ids(self, response: Sequence[TextPart | MediaPart]) -> tuple[int, ...]:
         """Return the ids of the response, its end-of-turn token included."""

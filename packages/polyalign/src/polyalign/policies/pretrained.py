@@ -1,4 +1,4 @@
-"""Loading what transformers loads: models, LoRA folders on top of them, and quantized weights, with errors that name the way out."""
+"""Loading what transformers loads: models, LoRA folders on top of them, quantized weights. Errors name the way out."""
 
 from __future__ import annotations
 

@@ -109,11 +109,12 @@ def _packed(lines: Sequence[Line], groups: list[list[int]]) -> list[list[list[in
 
 def in_shared_rows(batch: Batch, by_token: Sequence[str]) -> Batch:
     """Return the batch with its tensors in shared rows: those named ``by_token`` ``[..., N, L]`` are gathered to
-    ``[..., R, L]``, and ``row``, ``predictors`` and ``last`` are the shared ones. ``media_index`` is -1 at padding."""
+    ``[..., R, L]``, and ``row``, ``predictors`` and ``last`` are the shared ones. Names that end in ``_index`` are -1 at padding."""
     shared = batch.tensors["shared"]
     moved: dict[str, Any] = {name: batch.tensors[name][..., shared["sample"], shared["column"]] for name in by_token}
-    if "media_index" in moved:
-        moved["media_index"] = moved["media_index"].masked_fill(shared["owner"] == PADDING, -1)
+    for name in moved:
+        if name.endswith("_index"):
+            moved[name] = moved[name].masked_fill(shared["owner"] == PADDING, -1)
     moved |= {name: shared[name] for name in ("row", "predictors", "last", "owner", "prefix", "column")}
     return replace(batch, tensors={**batch.tensors, **moved})
 

@@ -36,6 +36,7 @@ class TokenCollator(Collator):
     ``Batch.tensors`` holds
 
     - ``input_ids``, ``attention_mask``, ``position_ids`` ``[N, L]`` long; ``row`` ``[N]``, here 0 to N - 1;
+    - ``prompt`` ``[N]``: how many tokens of a row are its prompt;
     - ``predictors`` ``[N, T]``: where in its row the hidden state stands that predicts the t-th scored token;
     - ``targets`` ``[N, T]``: the scored tokens; ``last`` ``[N]``: position of the row's last real token;
     - ``temperature`` ``[N]`` float32: logits are divided by it (1 for samples, the decoding temperature for rollouts);
@@ -137,6 +138,7 @@ class TokenCollator(Collator):
             "attention_mask": attention_mask,
             "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
             "row": torch.arange(count),
+            "prompt": torch.tensor([line.prompt for line in lines], dtype=torch.long),
             "predictors": predictors,
             "targets": targets,
             "last": torch.tensor([len(row) - 1 for row in rows], dtype=torch.long),
@@ -155,8 +157,9 @@ class TokenCollator(Collator):
         )
 
     def _line(self, row: Encoded) -> Line:
+        media = tuple(medium.key for medium in row.prompt_media)
         scored = tuple(offset for offset, token in enumerate(row.response) if token not in self.encoder.media_ids)
-        return Line(len(row.prompt), len(row.response), scored, (row.prompt, tuple(medium.key for medium in row.prompt_media)))
+        return Line(len(row.prompt), len(row.response), scored, (row.prompt, media, row.tag))
 
     def _media(self, rows: Sequence[Encoded], input_ids: Tensor) -> dict[str, Any]:
         """Number the features of each distinct medium, in order of appearance, and say where they stand."""

@@ -35,7 +35,6 @@ from polyalign.records.schema import Message
 logger = logging.getLogger(__name__)
 VALUE_HEAD_FILE = "value_head.safetensors"
 PROVIDED = {"log_probs", "entropy", "mean_logit", "hidden", "token_targets"}
-BY_TOKEN = ("input_ids", "position_ids", "media_index")  # tensors with one entry per token of a row
 LAYERS_MASKED = {"full_attention", "sliding_attention"}  # kinds of layers that a mask over earlier tokens describes
 
 
@@ -57,6 +56,7 @@ class TokenPolicy(Policy):
     family: ClassVar[str] = "tokens"
     inputs = frozenset({"text"})
     outputs = frozenset({"text"})
+    by_token: ClassVar[tuple[str, ...]] = ("input_ids", "position_ids", "media_index")  # tensors with an entry per token
     merged_base = False  # the base was made by merging a LoRA folder, so it lies nowhere on disk
 
     def __init__(self, model: Any, encoder: PromptResponseEncoder, config: TokensConfig, *, value_head: bool = False) -> None:
@@ -116,7 +116,7 @@ class TokenPolicy(Policy):
         is a 2-D mask of padding for plain rows and a mask of (query, key) pairs for shared ones."""
         if not self.shares or "shared" not in batch.tensors:
             return batch
-        moved = in_shared_rows(batch, [name for name in BY_TOKEN if name in batch.tensors])
+        moved = in_shared_rows(batch, [name for name in self.by_token if name in batch.tensors])
         moved.tensors["attention_mask"] = self._attention_mask(moved.tensors)
         return moved
 
