@@ -224,10 +224,10 @@ class AlignmentLevelsPolicy(VisionLanguagePolicy):
         start = list(self.start.state_dict().items())
         return weights_fingerprint(start, super().fingerprint(), self.config.model_dump_json())
 
-    def save(self, folder: Path) -> None:
+    def _write(self, folder: Path, model: Any) -> None:
         from safetensors.torch import save_file
 
-        super().save(folder)
+        super()._write(folder, model)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.levels.state_dict().items()}
         save_file(weights, folder / LEVELS_FILE)
 

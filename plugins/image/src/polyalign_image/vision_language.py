@@ -31,8 +31,8 @@ class VisionLanguagePolicy(MediaTokenPolicy):
     def probe_medium(self) -> tuple[Medium, tuple[int, ...]]:
         return self.encoder.probe_medium()
 
-    def save(self, folder: Path) -> None:
-        super().save(folder)
+    def _write(self, folder: Path, model: Any) -> None:
+        super()._write(folder, model)
         self.encoder.processor.save_pretrained(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -205,6 +206,14 @@ class TextToImagePolicy(DenoisingPolicy):
         settings = self.network.peft_config[ADAPTER].to_dict()
         name = self.frozen.denoiser
         self.frozen.kind.save_lora_weights(folder, **{f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": settings})
+
+    def save_merged(self, folder: Path) -> None:
+        network = self.network
+        if self.config.lora is not None:
+            network = copy.deepcopy(network)
+            network.fuse_lora(adapter_names=[ADAPTER])
+            network.unload_lora()
+        self.frozen.assemble(network).save_pretrained(folder)
 
 
 def decoding_of(options: dict[str, Any]) -> DecodingConfig:

@@ -67,6 +67,7 @@ def sample(
     source: RecipeOrRun,
     overrides: Overrides = None,
     prompt: Annotated[list[str] | None, typer.Option(help="a text prompt, repeatable; default: the held-out prompts")] = None,
+    media: Annotated[list[Path] | None, typer.Option(help="a file that stands in front of every --prompt, repeatable")] = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples per prompt")] = 1,
     seed: Annotated[int, typer.Option(help="the same seed gives the same samples")] = 0,
     out: Annotated[Path | None, typer.Option(help="where samples are written; default: samples/ in the run folder")] = None,
@@ -76,7 +77,8 @@ def sample(
     from polyalign.evaluation import run
 
     resolved = load_recipe(source, overrides or [])
-    typer.echo(run.sample(resolved, _run_folder(source), prompts=prompt or [], samples_per_prompt=number, seed=seed, out=out))
+    asked = run.prompts_of(prompt or [], media or [])
+    typer.echo(run.sample(resolved, _run_folder(source), prompts=asked, samples_per_prompt=number, seed=seed, out=out))
 
 
 @app.command()
@@ -90,6 +92,18 @@ def score(
     from polyalign.evaluation import run
 
     typer.echo(run.score(load_recipe(source, overrides or []), _run_folder(source), out=out))
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="a new folder for the whole model")],
+) -> None:
+    """Write a run's model with its adapters merged into the weights."""
+    from polyalign.config import load_recipe
+    from polyalign.evaluation import run as evaluation
+
+    typer.echo(evaluation.merge(load_recipe(str(run), []), run, target))
 
 
 @app.command(name="eval")

@@ -13,10 +13,13 @@ import torch
 from polyalign.cache import cache_folder
 from polyalign.errors import TrainingError
 from polyalign.evaluation.intervals import bootstrap
+from polyalign.plugins.registry import registry
 from polyalign.policies.base import Policy
 from polyalign.policies.reference import build_reference
 from polyalign.records.atomic import write_text
-from polyalign.records.schema import Message, TextPart
+from polyalign.records.samples import Prompt
+from polyalign.records.schema import MediaPart, Message, TextPart
+from polyalign.records.store import MemoryMedia
 from polyalign.training import checkpoint
 from polyalign.training.batches import at_epoch, collate_examples
 from polyalign.training.report.judging import judge
@@ -33,7 +36,7 @@ def sample(
     resolved: Resolved,
     folder: Path | None,
     *,
-    prompts: Sequence[str] = (),
+    prompts: Sequence[Prompt] = (),
     samples_per_prompt: int = 1,
     seed: int = 0,
     out: Path | None = None,
@@ -41,10 +44,7 @@ def sample(
     """Generate from the run in ``folder`` (or from the recipe's starting model) into ``out``; return a summary."""
     policy, _ = build(resolved)
     _load(policy, folder)
-    if prompts:
-        asked: Sequence[tuple[Message, ...]] = [(Message(role="user", parts=(TextPart(text=text),)),) for text in prompts]
-    else:
-        asked = report_prompts(resolved, *datasets(resolved))
+    asked = prompts or report_prompts(resolved, *datasets(resolved))
     if not asked:
         raise TrainingError("nothing to generate: give --prompt, or set report.prompts in the recipe")
     out = out or (folder or Path(".")) / "samples" / "sampled"
@@ -61,6 +61,32 @@ def sample(
             path.write_bytes(response.data)
             lines.append(f"{response.prompt_text!r}: {path}")
     return "\n".join(lines)
+
+
+def prompts_of(texts: Sequence[str], files: Sequence[Path]) -> list[Prompt]:
+    """Return one user prompt per text, with all of the files in front. Raises `TrainingError` for a file of no known kind."""
+    if files and not texts:
+        raise TrainingError("--media goes with --prompt: say what is asked about the files")
+    source = MemoryMedia()
+    parts = []
+    for path in files:
+        data = path.read_bytes()
+        codecs = [(entry.spec.name, entry.spec.load()()) for entry in registry().entries("modalities")]
+        found = next(((name, mime) for name, codec in codecs if (mime := codec.sniff(data))), None)
+        if found is None:
+            raise TrainingError(f"{str(path)!r} is of no installed modality (`polyalign list modalities`)")
+        parts.append(MediaPart(media=source.add(data, *found)))
+    return [Prompt.of((Message(role="user", parts=(*parts, TextPart(text=text))),), source) for text in texts]
+
+
+def merge(resolved: Resolved, folder: Path, target: Path) -> str:
+    """Write the run's model, adapters merged, to the new folder ``target``; return a line about it."""
+    if target.exists() and any(target.iterdir()):
+        raise TrainingError(f"{str(target)!r} is not empty; name a new folder")
+    policy, _ = build(resolved)
+    step = _load(policy, folder)
+    policy.save_merged(target)
+    return f"{target}: the model of step {step}, adapters merged"
 
 
 def score(resolved: Resolved, folder: Path | None, *, out: Path | None = None) -> str:

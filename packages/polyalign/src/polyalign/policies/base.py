@@ -197,6 +197,10 @@ class Policy(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) that the model's own library loads: a checkpoint folder, or an adapter file."""
 
+    def save_merged(self, folder: Path) -> None:
+        """Write the whole model with its adapters added into the weights: a folder that needs no adapter library."""
+        raise TrainingError(f"{type(self).__name__} cannot merge adapters; its model folder holds what it saves")
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a hash of everything a reference score depends on besides the sample: base weights and processor."""

@@ -325,10 +325,16 @@ class TokenPolicy(Policy):
     def save(self, folder: Path) -> None:
         """Write a folder that transformers loads by itself (with LoRA: an adapter that peft and transformers load). Over a
         merged base an adapter could not be loaded, so it is merged too."""
+        self._write(folder, merged_copy(self.model) if self.merged_base and self.has_adapters else self.model)
+
+    def save_merged(self, folder: Path) -> None:
+        self._write(folder, merged_copy(self.model) if self.has_adapters else self.model)
+
+    def _write(self, folder: Path, model: Any) -> None:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        (merged_copy(self.model) if self.merged_base and self.has_adapters else self.model).save_pretrained(folder)
+        model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
             weights = {name: value.detach().cpu().contiguous() for name, value in self.value_head.state_dict().items()}

@@ -62,7 +62,7 @@ def render(
         curves=[image for title, names in CURVES if (image := _curve(title, names, rows))],
         judgements=judgements,
         pairs=[
-            (old.prompt_text, _show(old, modality), _show(new, modality))
+            (old.prompt_text, _prompt_media(old), _show(old, modality), _show(new, modality))
             for old, new in list(zip(before, after, strict=True))[::stride][: recipe.report.show]
         ],
     )
@@ -72,7 +72,15 @@ def _show(response: Response, modality: str) -> str:
     """Return HTML of one response, escaped."""
     if response.data is None or response.mime is None:
         return f"<pre>{escape(response.text or '')}</pre>"
-    return str(registry().get("modalities", modality).load()().preview_html(response.data, response.mime))
+    return _medium(modality, response.data, response.mime)
+
+
+def _prompt_media(response: Response) -> str:
+    return "".join(_medium(*medium) for medium in response.prompt_media())
+
+
+def _medium(modality: str, data: bytes, mime: str) -> str:
+    return str(registry().get("modalities", modality).load()().preview_html(data, mime))
 
 
 def _curve(title: str, names: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, str] | None:

@@ -14,7 +14,8 @@ from polyalign.plugins.specs import ModalitySpec
 from polyalign.policies.base import Policy
 from polyalign.records.atomic import write_text
 from polyalign.records.modality import Modality
-from polyalign.records.schema import Message, text_of
+from polyalign.records.samples import Prompt
+from polyalign.records.schema import MediaPart, Message, text_of
 from polyalign.rewards.base import Judged
 from polyalign.training.config import ReportConfig
 
@@ -35,6 +36,12 @@ class Response:
     @property
     def prompt_text(self) -> str:
         return text_of(self.prompt[-1].parts)
+
+    def prompt_media(self) -> list[tuple[str, bytes, str]]:
+        """Return modality, bytes and mime type of each medium of the prompt, where the prompt carries its media source."""
+        source = self.prompt.media if isinstance(self.prompt, Prompt) else None
+        refs = [part.media for message in self.prompt for part in message.parts if isinstance(part, MediaPart)]
+        return [(ref.modality, source.read(ref), ref.mime) for ref in refs] if source is not None else []
 
     def judged(self) -> Judged:
         return Judged(self.prompt, self.output)
