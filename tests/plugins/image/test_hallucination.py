@@ -65,14 +65,15 @@ def test_answers_are_held_against_the_picture_that_was_asked_about(data: str) ->
 
 def test_the_notes_say_how_to_read_the_rate_and_where_it_comes_from(data: str) -> None:
     """One of four answers cannot be read; of the other three, two are wrong in the colour and one of these in the tag too."""
-    notes = judged(
+    verdict = judged(
         data,
         (b"cat", TRUE),
         (b"cat", TRUE.replace("yellow", "blue and pink")),
         (b"cat", TRUE.replace("yellow", "blue").replace("kitten", "space")),
         (b"cat", "?"),
-    )["hallucination"].notes
-    assert notes["direction"] == "lower is better"
+    )["hallucination"]
+    notes = verdict.notes
+    assert verdict.better == "lower"
     assert notes["unparseable"] == "0.250"
     assert {key: value for key, value in notes.items() if key.startswith("false ")} == {
         "false name": "0.000",

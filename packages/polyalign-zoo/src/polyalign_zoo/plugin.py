@@ -23,6 +23,12 @@ def polyalign_models() -> Iterable[ModelSpec]:
             target="polyalign_zoo.shipped:tiny_sd",
             licence="Apache-2.0",
         ),
+        ModelSpec(
+            name="tiny-vlm",
+            summary="LLaVA of transformers' layout that describes emoji and answers questions about them",
+            target="polyalign_zoo.shipped:tiny_vlm",
+            licence="Apache-2.0",
+        ),
     ]
 
 

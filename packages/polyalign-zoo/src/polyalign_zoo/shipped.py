@@ -15,6 +15,10 @@ def tiny_sd() -> Path:
     return _HERE / "models" / "tiny-sd"
 
 
+def tiny_vlm() -> Path:
+    return _HERE / "models" / "tiny-vlm"
+
+
 def emoji_styles() -> Path:
     """Return the checkout's ``datasets/emoji-styles`` in an editable install, else the copy inside the wheel."""
     if _HERE.parent.name == "src":

@@ -42,7 +42,8 @@ class AttributeHallucination(Evaluator):
             Verdict(
                 "hallucination",
                 tuple(float(bool(false_attributes(*pair))) for pair in pairs),
-                {**judge, "direction": "lower is better", **_shares(pairs)},
+                {**judge, **_shares(pairs)},
+                better="lower",
             ),
             Verdict("name_correct", tuple(map(float, named)), judge),
             Verdict("complete", tuple(completeness(*pair) for pair in pairs), judge),

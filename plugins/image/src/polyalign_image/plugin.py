@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import DatasetSpec, EncoderSpec, EvaluatorSpec, ModalitySpec, PolicySpec, RewardSpec
+from polyalign.plugins.specs import DatasetSpec, EncoderSpec, EvaluatorSpec, ModalitySpec, PolicySpec, RecipeSpec, RewardSpec
 
 
 @hookimpl
@@ -122,6 +122,20 @@ def polyalign_evaluators() -> list[EvaluatorSpec]:
             config="polyalign_image.config:AttributeHallucinationConfig",
             inputs=("image", "text"),
         ),
+    ]
+
+
+@hookimpl
+def polyalign_recipes() -> list[RecipeSpec]:
+    recipes = {
+        "sft-captions": "supervised fine-tuning of a vision-language model on true captions and answers",
+        "dpo-hallucination": "DPO against invented attributes, true captions over changed ones",
+        "aligngpt-pretrain": "AlignGPT, first stage: level embeddings and projector",
+        "aligngpt-tune": "AlignGPT, second stage: instruction tuning with the gated mixture of levels",
+    }
+    return [
+        RecipeSpec(name=f"image/{name}", summary=summary, target=f"polyalign_image:recipes/{name}.yaml")
+        for name, summary in recipes.items()
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from polyalign.rewards.base import Judged
 
@@ -17,6 +17,7 @@ class Verdict:
     name: str
     values: tuple[float, ...]
     notes: dict[str, Any] = field(default_factory=dict)
+    better: Literal["higher", "lower"] = "higher"
 
 
 class Evaluator(ABC):

@@ -143,7 +143,7 @@ def eval(resolved: Resolved, folder: Path | None, *, out: Path | None = None) ->
     lines = [f"{len(prompts)} prompts, {settings.samples_per_prompt} samples each; mean [95 % interval]"]
     for verdict in judge(before, after, settings.samples_per_prompt, *judges(resolved)):
         lines.append(
-            f"{verdict.name}: before {verdict.before}, after {verdict.after}, gain {verdict.gain}, win rate {verdict.wins}"
+            f"{verdict.name}{' (lower is better)' if verdict.better == 'lower' else ''}: before {verdict.before}, after {verdict.after}, gain {verdict.gain}, win rate {verdict.wins}"
         )
         lines += [f"  {key}: {value}" for key, value in verdict.notes.items()]
     return "\n".join(lines)

@@ -16,7 +16,8 @@ from polyalign.training.report.samples import Response
 
 @dataclass(frozen=True)
 class Judgement:
-    """One judge's numbers over the same prompts and seeds, before and after."""
+    """One judge's numbers over the same prompts and seeds, before and after. ``gain`` is after minus before; a win is the
+    better number, which may be the lower one."""
 
     name: str
     before: Interval
@@ -26,6 +27,7 @@ class Judgement:
     notes: Mapping[str, Any] = field(default_factory=dict)
     before_values: tuple[float, ...] = ()
     after_values: tuple[float, ...] = ()
+    better: str = "higher"
 
 
 def judge(
@@ -36,15 +38,16 @@ def judge(
     evaluators: Sequence[Evaluator],
 ) -> list[Judgement]:
     """Return one `Judgement` per reward and per verdict of each evaluator; intervals resample prompts."""
-    pairs: list[tuple[str, Sequence[float], Sequence[float], Mapping[str, Any]]] = []
+    pairs: list[tuple[str, Sequence[float], Sequence[float], Mapping[str, Any], str]] = []
     old, new = [item.judged() for item in before], [item.judged() for item in after]
     for name, reward in rewards.items():
-        pairs.append((name, reward.score(old), reward.score(new), {}))
+        pairs.append((name, reward.score(old), reward.score(new), {}, "higher"))
     for evaluator in evaluators:
         for old_verdict, new_verdict in zip(evaluator.judge(old), evaluator.judge(new), strict=True):
-            pairs.append((old_verdict.name, old_verdict.values, new_verdict.values, new_verdict.notes))
+            pairs.append((old_verdict.name, old_verdict.values, new_verdict.values, new_verdict.notes, new_verdict.better))
     judgements = []
-    for name, first, second, notes in pairs:
+    for name, first, second, notes, better in pairs:
+        sign = 1.0 if better == "higher" else -1.0
         a = np.asarray(first, dtype=float).reshape(-1, samples_per_prompt)
         b = np.asarray(second, dtype=float).reshape(-1, samples_per_prompt)
         judgements.append(
@@ -53,10 +56,11 @@ def judge(
                 bootstrap(a),
                 bootstrap(b),
                 paired_gain(a, b),
-                win_rate(a, b),
+                win_rate(sign * a, sign * b),
                 notes,
                 tuple(map(float, first)),
                 tuple(map(float, second)),
+                better,
             )
         )
     return judgements
