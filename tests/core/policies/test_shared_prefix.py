@@ -15,7 +15,7 @@ from polyalign.policies.adapters import add_lora, trainable
 from polyalign.policies.base import Batch
 from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
 from polyalign.policies.config import LoraConfig, TokensConfig
-from polyalign.policies.shared_prefix import PADDING, Line, block_mask, share_rows
+from polyalign.policies.shared_prefix import PADDING, Line, block_mask, flex_mask, share_rows
 from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.policies.tokens import TokenPolicy
 from polyalign.records.samples import Sample
@@ -243,3 +243,28 @@ def test_a_batch_of_encoded_rows_may_have_prompts_without_responses() -> None:
     policy = policy_of(tiny_llama(258))
     batch = policy.collator.layout((), [Encoded((1, 2, 3), ()), Encoded((1, 2, 3), ())], torch.ones(2), None)
     assert policy(batch).log_probs.shape == (2, 1, 0)
+
+
+def test_the_flex_mask_says_what_the_dense_one_says() -> None:
+    tensors = share_rows([Line(3, 4, (0, 1, 2, 3), "p"), Line(3, 2, (0, 1), "p"), Line(2, 3, (0,), "q")])
+    for window in (None, 3):
+        dense = block_mask(tensors, window)[:, 0]
+        rows, length = tensors["owner"].shape
+        row, query, key = torch.meshgrid(torch.arange(rows), torch.arange(length), torch.arange(length), indexing="ij")
+        real = tensors["owner"][:, :, None].expand_as(dense) != PADDING
+        flex = flex_mask(tensors, window).mask_mod(row, torch.zeros(()), query, key)
+        assert torch.equal(flex[real], dense[real])
+
+
+@pytest.mark.gpu
+def test_flex_attention_gives_the_gradients_of_the_dense_mask() -> None:
+    gradients = []
+    for attention in ("sdpa", "flex_attention"):
+        model = tiny_llama(258, initializer_range=0.3).cuda()
+        model.set_attn_implementation(attention)
+        policy = policy_of(model)
+        assert policy.shares
+        policy(policy.collate(SAMPLES).to("cuda")).log_probs.sum().backward()
+        gradients.append([parameter.grad for parameter in trainable(policy).values()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -142,9 +142,8 @@ def eval(resolved: Resolved, folder: Path | None, *, out: Path | None = None) ->
     after = generate(policy, prompts, settings, place / f"after-{step:06d}")
     lines = [f"{len(prompts)} prompts, {settings.samples_per_prompt} samples each; mean [95 % interval]"]
     for verdict in judge(before, after, settings.samples_per_prompt, *judges(resolved)):
-        lines.append(
-            f"{verdict.name}{' (lower is better)' if verdict.better == 'lower' else ''}: before {verdict.before}, after {verdict.after}, gain {verdict.gain}, win rate {verdict.wins}"
-        )
+        name = f"{verdict.name}{' (lower is better)' if verdict.better == 'lower' else ''}"
+        lines.append(f"{name}: before {verdict.before}, after {verdict.after}, gain {verdict.gain}, win rate {verdict.wins}")
         lines += [f"  {key}: {value}" for key, value in verdict.notes.items()]
     return "\n".join(lines)
 

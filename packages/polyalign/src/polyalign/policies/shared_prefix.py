@@ -109,7 +109,7 @@ def _packed(lines: Sequence[Line], groups: list[list[int]]) -> list[list[list[in
 
 def in_shared_rows(batch: Batch, by_token: Sequence[str]) -> Batch:
     """Return the batch with its tensors in shared rows: those named ``by_token`` ``[..., N, L]`` are gathered to
-    ``[..., R, L]``, and ``row``, ``predictors`` and ``last`` are the shared ones. Names that end in ``_index`` are -1 at padding."""
+    ``[..., R, L]``, and ``row``, ``predictors`` and ``last`` are the shared ones. ``..._index`` is -1 at padding."""
     shared = batch.tensors["shared"]
     moved: dict[str, Any] = {name: batch.tensors[name][..., shared["sample"], shared["column"]] for name in by_token}
     for name in moved:
@@ -134,3 +134,21 @@ def block_mask(tensors: dict[str, Tensor], window: int | None = None) -> BoolTen
         seen &= column[:, :, None] - column[:, None, :] < window
     seen |= torch.eye(length, dtype=torch.bool, device=owner.device)  # padding sees itself: a softmax over nothing is NaN
     return seen[:, None]  # type: ignore[return-value]
+
+
+def flex_mask(tensors: dict[str, Tensor], window: int | None = None) -> Any:
+    """Return the same mask for FlexAttention: no ``L x L`` tensor, and blocks that nobody sees cost nothing.
+
+    torch 2.14 has no backward pass for FlexAttention on CPUs, so training with it wants a GPU.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    owner, prefix, column = tensors["owner"], tensors["prefix"], tensors["column"]
+
+    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        related = (owner[row, query] == owner[row, key]) | (prefix[row, query] == owner[row, key])
+        near = related & (key <= query)
+        return near if window is None else near & (column[row, query] - column[row, key] < window)
+
+    rows, length = owner.shape
+    return create_block_mask(seen, rows, None, length, length, device=str(owner.device))

@@ -27,7 +27,7 @@ from polyalign.policies.config import TokensConfig
 from polyalign.policies.fingerprint import weights_fingerprint
 from polyalign.policies.logprobs import CHUNK_LOGITS, in_chunks, reduce_logits, scatter
 from polyalign.policies.pretrained import merged_copy, plain_weights
-from polyalign.policies.shared_prefix import block_mask, in_shared_rows
+from polyalign.policies.shared_prefix import block_mask, flex_mask, in_shared_rows
 from polyalign.policies.token_collator import TokenCollator
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
@@ -124,13 +124,16 @@ class TokenPolicy(Policy):
         """Return the block mask in the form that the model's layers take: one, or one per kind of layer."""
         config = self.model.config.get_text_config()
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        eager = config._attn_implementation == "eager"
+        kind = config._attn_implementation
 
-        def form(window: int | None) -> Tensor:
+        def form(window: int | None) -> Any:
+            if kind == "flex_attention":
+                return flex_mask(tensors, window)
             seen = block_mask(tensors, window)
-            return torch.zeros(seen.shape, device=seen.device, dtype=self.model.dtype).masked_fill(
-                ~seen, torch.finfo(self.model.dtype).min
-            ) if eager else seen  # fmt: skip
+            if kind != "eager":
+                return seen
+            added = torch.zeros(seen.shape, device=seen.device, dtype=self.model.dtype)
+            return added.masked_fill(~seen, torch.finfo(added.dtype).min)
 
         kinds = set(getattr(config, "layer_types", None) or ())
         if "sliding_attention" not in kinds:
@@ -252,8 +255,10 @@ class TokenPolicy(Policy):
         try:
             if odd:
                 raise ValueError(f"it has layers of kind {', '.join(odd)}")
-            if config._attn_implementation not in ("sdpa", "eager"):
+            if config._attn_implementation not in ("sdpa", "eager", "flex_attention"):
                 raise ValueError(f"attention {config._attn_implementation!r} takes no mask of its own")
+            if config._attn_implementation == "flex_attention" and self.model.device.type == "cpu":
+                raise ValueError("FlexAttention trains on GPUs only")
             probe = self.probe(2)
             self.shares = False
             plain = self(probe).log_probs

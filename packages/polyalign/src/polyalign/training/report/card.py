@@ -33,7 +33,10 @@ def render(resolved: Resolved, trained: Trained, judgements: Sequence[Judgement]
         lines.append(f"- Cite: {recipe.citation}")
     if judgements:
         lines += ["", "| judge | before | after | gain | win rate |", "|---|---|---|---|---|"]
-        lines += [f"| {j.name}{' (lower is better)' if j.better == 'lower' else ''} | {j.before} | {j.after} | {j.gain} | {j.wins} |" for j in judgements]
+        lines += [
+            f"| {j.name}{' (lower is better)' if j.better == 'lower' else ''} | {j.before} | {j.after} | {j.gain} | {j.wins} |"
+            for j in judgements
+        ]
         lines += ["", "Intervals: 95 % bootstrap over prompts. Same prompts and seeds before and after."]
     lines += [
         "",
