@@ -15,7 +15,7 @@ from polyalign.policies.adapters import add_lora, trainable
 from polyalign.policies.base import Batch
 from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
 from polyalign.policies.config import LoraConfig, TokensConfig
-from polyalign.policies.shared_prefix import PADDING, Line, block_mask, flex_mask, share_rows
+from polyalign.policies.shared_prefix import PADDING, Line, block_mask, flex_mask, group_by_prefix, share_rows
 from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.policies.tokens import TokenPolicy
 from polyalign.records.samples import Sample
@@ -196,6 +196,39 @@ def test_packing_fills_rows_up_to_the_longest_group() -> None:
     rows = [Line(6, 4, (0, 1, 2, 3), "a"), Line(2, 3, (0, 1, 2), "b"), Line(2, 3, (0, 1, 2), "c"), Line(3, 1, (0,), "d")]
     assert share_rows(rows, packed=True)["sample"].shape == (3, 10)
     assert share_rows(rows, packed=False)["sample"].shape == (4, 10)
+
+
+@pytest.mark.parametrize(("prompt", "response", "rows"), [(100, 10, [4]), (60, 40, [2, 2]), (10, 90, [1, 1, 1, 1])])
+def test_responses_share_a_row_as_far_as_that_costs_less(prompt: int, response: int, rows: list[int]) -> None:
+    """Four responses; a row of L tokens costs L (100 + L). In 1, 2 or 4 rows:
+
+    - prompt 100, response 10: 33,600, 52,800 or 92,400;
+    - prompt 60, response 40: 70,400, 67,200 or 80,000 (in 3 rows: 73,600);
+    - prompt 10, response 90: 173,900, 110,200 or 80,000 (in 3 rows: 95,100).
+    """
+    lines = [Line(prompt, response, tuple(range(response)), "p")] * 4
+    assert [len(group) for group in group_by_prefix(lines, cells_per_token=100)] == rows
+    assert group_by_prefix(lines) == [[0, 1, 2, 3]]
+
+
+def test_parts_of_a_group_are_nearly_equally_long() -> None:
+    """Responses of 30, 60, 40 and 50 tokens in two rows: 30 + 60 and 40 + 50."""
+    lines = [Line(60, response, tuple(range(response)), "p") for response in (30, 60, 40, 50)]
+    assert group_by_prefix(lines, cells_per_token=60) == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(("length", "shared_rows"), [(5, 1), (30, 2), (120, 4)])
+def test_auto_gives_long_responses_rows_of_their_own_and_the_same_scores(length: int, shared_rows: int) -> None:
+    """Explicitly shared rows stay whole. The micro-batch budget counts the rows that will run."""
+    answers = [sample("Name a red fruit.", letter * length) for letter in "abcd"]
+    auto, shared, plain = (
+        policy_of(tiny_llama(258, initializer_range=0.3), rows=rows, max_response=200, max_length=400)
+        for rows in ("auto", "shared", "plain")
+    )
+    assert len(auto.rows(auto.collate(answers)).tensors["input_ids"]) == len(auto.collator.row_costs(answers)) == shared_rows
+    assert len(shared.rows(shared.collate(answers)).tensors["input_ids"]) == 1
+    expected = plain(plain.collate(answers)).log_probs
+    torch.testing.assert_close(auto(auto.collate(answers)).log_probs, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_window_counts_positions_of_the_samples_own_row() -> None:

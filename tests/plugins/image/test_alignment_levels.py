@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from polyalign.cli.main import main
 from polyalign.encoders import Encoder
 from polyalign.errors import ConfigError, RecordError, TrainingError
+from polyalign.evaluation.levels import add_levels, pairs_of, rank_buckets
 from polyalign.objectives.base import FeedbackTensors
 from polyalign.objectives.supervised import SFT
 from polyalign.policies.adapters import trainable
 from polyalign.policies.reference import AdaptersOff
 from polyalign.policies.tiny_language import byte_tokenizer
 from polyalign.records.jsonl import write_jsonl
-from polyalign.records.levels import add_levels, pairs_of, rank_buckets
 from polyalign.records.samples import Example, Prompt, Sample
 from polyalign.records.schema import Candidate, Message, Record, TextPart
 from polyalign.records.store import MediaStore

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from polyalign.assets import resolve_model
 from polyalign.errors import ConfigError, TrainingError
+from polyalign.evaluation.levels import LEVEL
 from polyalign.policies.base import Batch
 from polyalign.policies.completion_mask import Encoded, Piece
 from polyalign.policies.fingerprint import weights_fingerprint
 from polyalign.policies.media_features import MediaFeatures
 from polyalign.policies.token_collator import TokenCollator
 from polyalign.randomness import keyed_seed
-from polyalign.records.levels import LEVEL
 from polyalign.records.samples import MediaSource, Sample
 from polyalign.records.schema import Message
 from polyalign_image import vision_language

@@ -227,7 +227,7 @@ class ProcessorEncoder(PromptResponseEncoder):
 
     def _completed(self, text: str) -> str:
         """Return a rendered prompt with what the processor adds to texts (PaliGemma: a start token behind the pictures)."""
-        pictures = [_probe_picture(*PROBE_SIZES[0])] * text.count(self.placeholder)
+        pictures = [Image.new("RGB", PROBE_SIZES[0])] * text.count(self.placeholder)
         return str(self.processor.prepare_inputs_layout(images=[pictures], text=[text])[1][0]) if pictures else text
 
     def _whole(self, text: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, ...]:

@@ -213,7 +213,7 @@ def levels(
     from polyalign.cache import cache_folder
     from polyalign.encoders import CachedEncoder, build_encoder
     from polyalign.errors import RecordError
-    from polyalign.records.levels import add_levels
+    from polyalign.evaluation.levels import add_levels
     from polyalign.training.config import Slot
 
     if target.suffix != ".jsonl":

@@ -117,7 +117,8 @@ class MediaEncoder:
             return [pieces[number] for number in order]
 
         rows = pick(features.rows)
-        made: dict[str, Any] = {**features.more, "pooler_output": torch.cat(rows)[None] if one_tensor else rows}
+        made: dict[str, Any] = {"last_hidden_state": None, **features.more}
+        made["pooler_output"] = torch.cat(rows)[None] if one_tensor else rows
         if features.deep:
             made["deepstack_features"] = [pick(layer) for layer in features.deep]
         return {self.modality: kind(**made)}

@@ -133,11 +133,14 @@ class MediaTokenPolicy(TokenPolicy):
         """Return 1 at media; for PaliGemma, whose whole prompt attends in both directions, 1 at responses."""
         if self.model.config.model_type != "paligemma":
             return here.long()
-        places = torch.arange(here.shape[1], device=here.device)[None]
-        return (places >= batch.tensors["prompt"][:, None]).long()
+        prompts: Tensor = batch.tensors["prompt"]  # [N]
+        return (torch.arange(here.shape[1], device=here.device)[None] >= prompts[:, None]).long()
 
     def head(self, states: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(states) if self.plain_head else super().head(states)  # type: ignore[no-any-return]
+        if not self.plain_head:
+            return super().head(states)
+        logits: Tensor = self.model.get_output_embeddings()(states)
+        return logits
 
     def _given_media(self, batch: Batch) -> dict[str, Any]:
         """Return the features in the form in which transformers' own forward takes encoded media."""
@@ -181,8 +184,8 @@ class MediaTokenPolicy(TokenPolicy):
         finally:
             self.train(training)
         raise ConfigError(
-            f"{name} makes other logits from features that are handed to it than from the {self.modality} itself, so media cannot "
-            "be encoded once per batch; this architecture needs a policy of its own"
+            f"{name} makes other logits from features that are handed to it than from a medium of its own, in every way that is "
+            f"known here (get_{self.modality}_features, mm_encoder_outputs); this architecture needs a policy of its own"
         )
 
     def _logits_of_probe(self, expected: Tensor) -> Tensor:

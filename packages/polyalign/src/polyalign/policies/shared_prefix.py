@@ -33,12 +33,47 @@ class Line:
     prefix: Hashable
 
 
-def group_by_prefix(lines: Sequence[Line]) -> list[list[int]]:
-    """Return the numbers of the lines that can share a row, in order of first appearance."""
+def group_by_prefix(lines: Sequence[Line], cells_per_token: int | None = None) -> list[list[int]]:
+    """Return the numbers of the lines that share a row, in order of first appearance.
+
+    ``cells_per_token``: how many cells of a dense mask cost as much as a token's way through the weights. If it is given, a
+    group is cut into the like parts that cost least: many long responses in one row cost more in attention, which grows with
+    the square of the row, than their prompt does again.
+    """
     groups: dict[Hashable, list[int]] = {}
     for number, line in enumerate(lines):
         groups.setdefault(line.prefix, []).append(number)
-    return list(groups.values())
+    if cells_per_token is None:
+        return list(groups.values())
+    return [part for group in groups.values() for part in _cheapest_parts(lines, group, cells_per_token)]
+
+
+def _cheapest_parts(lines: Sequence[Line], group: list[int], cells_per_token: int) -> list[list[int]]:
+    by_length = sorted(group, key=lambda number: lines[number].response)
+
+    def cut(rows: int) -> list[list[int]]:
+        """Deal the responses out to and fro, so that the rows come out nearly equally long and little is padded."""
+        parts: list[list[int]] = [[] for _ in range(rows)]
+        for turn, number in enumerate(by_length):
+            place = turn % (2 * rows)
+            parts[min(place, 2 * rows - 1 - place)].append(number)
+        return parts
+
+    def cost(parts: list[list[int]]) -> int:
+        return sum(length * (cells_per_token + length) for length in (group_length(lines, part) for part in parts))
+
+    return min(map(cut, range(1, len(group) + 1)), key=cost)
+
+
+def cells_per_token(model: Any) -> int | None:
+    """Return how many cells of a dense mask cost as much as one token's way through the decoder's weights, counted in products:
+    a cell takes two per hidden dimension and layer. None where attention skips what a mask hides."""
+    config = model.config.get_text_config()
+    if config._attn_implementation == "flex_attention":
+        return None
+    words = model.get_input_embeddings().weight
+    weights: int = sum(weight.numel() for weight in model.get_decoder().parameters() if weight is not words)
+    return max(1, weights // int(2 * config.hidden_size * config.num_hidden_layers))
 
 
 def group_length(lines: Sequence[Line], group: Sequence[int]) -> int:
@@ -46,7 +81,7 @@ def group_length(lines: Sequence[Line], group: Sequence[int]) -> int:
     return lines[group[0]].prompt + sum(lines[number].response for number in group)
 
 
-def share_rows(lines: Sequence[Line], packed: bool = False) -> dict[str, Tensor]:
+def share_rows(lines: Sequence[Line], packed: bool = False, cells_per_token: int | None = None) -> dict[str, Tensor]:
     """Return where every token of R shared rows of L tokens comes from, and where each of N samples is scored.
 
     - ``sample``, ``column`` ``[R, L]``: the token stands at ``column`` of plain row ``sample`` (0 and 0 at padding);
@@ -55,8 +90,9 @@ def share_rows(lines: Sequence[Line], packed: bool = False) -> dict[str, Tensor]
     - ``row`` ``[N]``, ``predictors`` ``[N, T]``, ``last`` ``[N]``: as in a plain batch, but within shared rows.
 
     ``packed`` puts several groups into one row, the longest first, up to the length of the longest group.
+    ``cells_per_token``: as in `group_by_prefix`.
     """
-    groups = group_by_prefix(lines)
+    groups = group_by_prefix(lines, cells_per_token)
     rows = _packed(lines, groups) if packed else [[group] for group in groups]
     scored = max((len(line.scored) for line in lines), default=0)
     row_of, last = (torch.zeros(len(lines), dtype=torch.long) for _ in range(2))

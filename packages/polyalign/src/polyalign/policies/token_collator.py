@@ -52,6 +52,7 @@ class TokenCollator(Collator):
         self.encoder = encoder
         self.max_length, self.max_response = config.max_length, config.max_response
         self.rows = config.rows
+        self.cells_per_token: int | None = None  # with rows "auto", where attention takes a dense mask: see `group_by_prefix`
         tokenizer = encoder.tokenizer
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
@@ -75,7 +76,7 @@ class TokenCollator(Collator):
         lines = [self._line(row) for row in self.encode_all(samples)]
         if self.rows == "plain":
             return [line.prompt + line.response for line in lines]
-        return [group_length(lines, group) for group in group_by_prefix(lines)]
+        return [group_length(lines, group) for group in group_by_prefix(lines, self.cells_per_token)]
 
     def truncation(self, samples: Sequence[Sample]) -> Truncation:
         """Count what the length limits take from these samples."""
@@ -145,8 +146,8 @@ class TokenCollator(Collator):
             "temperature": temperature.float(),
             "truncated": torch.tensor([[row.dropped, row.cut] for row in rows], dtype=torch.long).reshape(count, 2),
         }
-        if self.rows != "plain" and (self.rows == "packed" or len(group_by_prefix(lines)) < count):
-            tensors["shared"] = share_rows(lines, packed=self.rows == "packed")
+        if self.rows != "plain" and (self.rows == "packed" or len(group_by_prefix(lines, self.cells_per_token)) < count):
+            tensors["shared"] = share_rows(lines, self.rows == "packed", self.cells_per_token)
         tensors |= self._media(rows, input_ids)
         return Batch(
             samples=samples,

@@ -27,7 +27,7 @@ from polyalign.policies.config import TokensConfig
 from polyalign.policies.fingerprint import weights_fingerprint
 from polyalign.policies.logprobs import CHUNK_LOGITS, in_chunks, reduce_logits, scatter
 from polyalign.policies.pretrained import merged_copy, plain_weights
-from polyalign.policies.shared_prefix import block_mask, flex_mask, in_shared_rows
+from polyalign.policies.shared_prefix import block_mask, cells_per_token, flex_mask, in_shared_rows
 from polyalign.policies.token_collator import TokenCollator
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
@@ -74,6 +74,8 @@ class TokenPolicy(Policy):
         self.config = config
         self._fingerprint: str | None = None
         self.splits = self._split_is_exact()
+        if self.splits and config.rows == "auto":
+            self.collator.cells_per_token = cells_per_token(model)
         self.shares = self.splits and config.rows != "plain" and self._sharing_is_exact()
 
     # scoring
