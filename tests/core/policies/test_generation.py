@@ -82,6 +82,20 @@ def test_old_log_probs_are_the_models_own_at_the_decoding_temperature(policy: To
         torch.testing.assert_close(again.log_probs[0, 0], rollout.old_log_probs, atol=1e-6, rtol=0)
 
 
+def test_a_prompt_is_rendered_once_for_all_rollouts_of_its_group(policy: TokenPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts = policy.generate(PROMPTS[:2], samples_per_prompt=3, seed=1, max_new_tokens=5)
+    alone = [policy.collator.of_rollouts([rollout]) for rollout in rollouts]
+    asked = []
+    inner = policy.encoder.prompt
+    monkeypatch.setattr(policy.encoder, "prompt", lambda prompt, media: asked.append(prompt) or inner(prompt, media))
+    together = policy.collator.of_rollouts(rollouts)
+    assert asked == PROMPTS[:2]
+    for number, batch in enumerate(alone):
+        length = batch.tensors["input_ids"].shape[1]
+        assert torch.equal(together.tensors["input_ids"][number, :length], batch.tensors["input_ids"][0])
+        assert int(together.tensors["attention_mask"][number].sum()) == length
+
+
 def test_temperature_zero_is_greedy(policy: TokenPolicy) -> None:
     (rollout,) = policy.generate(PROMPTS[:1], max_new_tokens=6, temperature=0)
     ids = list(policy.encoder.prompt_ids(PROMPTS[0]))

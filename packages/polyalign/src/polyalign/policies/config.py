@@ -35,7 +35,7 @@ class TokensConfig(Config):
     rows: Literal["auto", "plain", "shared", "packed"] = Field(
         "auto",
         description="shared: all responses to one prompt in one row, the prompt computed once; packed: several prompts per row "
-        "too; plain: a row per response; auto: shared where the model gives the same scores that way",
+        "too; plain: a row per response; auto: shared where the model gives the same scores that way and it costs less",
     )
     head_chunk: int | None = Field(
         None, gt=0, description="positions that meet the vocabulary at once; none: as many as make 2**25 logits"

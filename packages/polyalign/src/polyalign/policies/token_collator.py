@@ -106,10 +106,13 @@ class TokenCollator(Collator):
         Greedy rollouts (temperature 0) are scored at temperature 1.
         """
         samples, rows, temperatures = [], [], []
+        prompts: dict[tuple[tuple[Message, ...], int], Encoded] = {}  # a prompt is rendered once for its whole group
         for number, rollout in enumerate(rollouts):
             (decision,) = (decision for decision in rollout.decisions if isinstance(decision, Tokens))
-            prompt = self.generation_prompt(rollout.prompt, int(rollout.decoding["max_new_tokens"]))
-            rows.append(replace(prompt, response=tuple(decision.ids.tolist())))
+            asked = rollout.prompt, int(rollout.decoding["max_new_tokens"])
+            if asked not in prompts:
+                prompts[asked] = self.generation_prompt(*asked)
+            rows.append(replace(prompts[asked], response=tuple(decision.ids.tolist())))
             temperatures.append(float(rollout.decoding.get("temperature", 1.0)) or 1.0)
             samples.append(Sample(f"rollout-{number}", rollout.prompt, rollout.parts, f"rollout-{number}"))
         return self.layout(tuple(samples), rows, torch.tensor(temperatures), None)
