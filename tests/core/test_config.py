@@ -336,3 +336,54 @@ def test_schema_knows_each_plugins_keys_and_survives_a_broken_one() -> None:
     policy = next(choice for choice in schema["$defs"]["policies"]["anyOf"] if choice.get("title") == "toy")
     (reference,) = [part["$ref"] for part in policy["properties"]["lora"]["anyOf"] if "$ref" in part]
     assert schema["$defs"][reference.removeprefix("#/$defs/")]["properties"]["rank"]["default"] == 4
+
+
+SUM = ObjectiveSpec(
+    name="sum",
+    summary="s",
+    target="x:y",
+    config="polyalign.objectives.terms:WeightedSumConfig",
+    source="a paper",
+    needs=("edges",),
+)
+SUMS = Registry(
+    Discovery(
+        (
+            Plugin(
+                "toy", "polyalign-toy", "1", {**SPECS, "objectives": (SUM,), "policies": (replace(POLICY, family="continuous"),)}
+            ),
+        ),
+        (),
+    )  # type: ignore[arg-type]
+)
+
+
+def with_terms(*terms: str) -> str:
+    return TEXT.replace("{name: dpo}", f"{{name: sum, terms: [{', '.join(terms)}]}}")
+
+
+def test_terms_of_a_weighted_sum_are_slots_that_decide_needs_and_view() -> None:
+    resolved = read_recipe(with_terms("instruct_engine", "{name: dpo, weight: 0.5, beta: 3}"), known=SUMS)
+    assert resolved.view == "grids"
+    assert set(resolved.objective_spec.needs) == {"reference", "edges", "grid"}
+    written = yaml.safe_load(resolved.to_yaml())["objective"]["terms"]
+    assert [(term["name"], term["weight"], term["beta"]) for term in written] == [
+        ("instruct_engine", 1.0, 2000.0),
+        ("dpo", 0.5, 3.0),
+    ]
+    assert read_recipe(resolved.to_yaml(), known=SUMS).to_yaml() == resolved.to_yaml()
+
+
+def test_problems_of_terms_come_with_their_paths() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(with_terms("{name: dpo, beta: -1}", "dqo", "{name: sft, x: 1}"), known=SUMS)
+    found = dict(line.strip().split(": ", 1) for line in str(caught.value).splitlines()[1:])
+    assert set(found) == {"objective.terms.0.beta", "objective.terms.1", "objective.terms.2"}
+    assert "Did you mean 'dpo'?" in found["objective.terms.1"]
+
+
+def test_a_term_that_cannot_train_the_policy_or_has_no_view_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'sum' cannot train 'toy': orpo: a density of continuous actions"):
+        read_recipe(with_terms("dpo", "orpo"), known=SUMS)
+    with pytest.raises(ConfigError, match="data.view: 'pairs' gives no grid, which 'sum' needs; leave it out, or write grids"):
+        read_recipe(with_terms("dpo", "instruct_engine"), ["data.view=pairs"], known=SUMS)

@@ -1,164 +1,29 @@
 """TRL 1.16's own trainers as judges: values to 1e-5 and gradients on every weight of a tiny random Llama.
 
 TRL computes a loss from its collated batch; we score the same token ids with a plain forward pass and call our objective.
-Where definitions differ the test states the difference and checks it.
+Where definitions differ the test states the difference and checks it. The pairwise losses are in `test_trl_pairwise.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from toys.scored import example, feedback_of
+from toys.trl_models import BETA, PAIRS, SMOOTHING, World, as_pairs, assert_same, ours, pair_feedback, scored, trl_dpo
 
-from polyalign.objectives.base import Objective
-from polyalign.objectives.config import DPOConfig, HingeConfig, IPOConfig, KTOConfig, ORPOConfig, RobustConfig, SimPOConfig
+from polyalign.objectives.config import DPOConfig, IPOConfig, KTOConfig, ORPOConfig, SimPOConfig
 from polyalign.objectives.kto import KTO
 from polyalign.objectives.odds_ratio import ORPO
-from polyalign.objectives.pairwise import DPO, SimPO
+from polyalign.objectives.pairwise import DPO
+from polyalign.objectives.reference_free import SimPO
 from polyalign.objectives.supervised import SFT
-from polyalign.policies.base import Kind, Scores
-from polyalign.records.samples import Edge
+from polyalign.policies.base import Scores
 
 pytest.importorskip("trl", reason="the oracle trl is not installed; see requirements-dev.txt")
-
-WORDS = "a b c d e f g h i j k l m n o p".split()
-PAIRS = [
-    {"prompt": "a b c", "chosen": " d e f", "rejected": " g h"},
-    {"prompt": "b", "chosen": " i", "rejected": " j k l m"},
-    {"prompt": "c a f e", "chosen": " n o p a b", "rejected": " o"},
-    {"prompt": "p o", "chosen": " d d", "rejected": " e e e"},
-]
-BETA, SMOOTHING = 0.4, 0.2
-
-
-@dataclass
-class World:
-    """Two unlike random models, a tokenizer, and where trainers may write."""
-
-    policy: Any
-    reference: Any
-    tokenizer: Any
-    folder: Any
-
-    def settings(self, config: Any, **options: Any) -> Any:
-        return config(
-            output_dir=str(self.folder),
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to="none",
-            per_device_train_batch_size=len(PAIRS),
-            **options,
-        )
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory) -> World:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<eos>", "<unk>", "<bos>", *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", bos_token="<bos>"
-    )
-
-    def model(seed: int) -> LlamaForCausalLM:
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            initializer_range=0.4,  # the default makes every distribution nearly uniform, and the test nearly blind
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=3,
-        )
-        return LlamaForCausalLM(config).eval()
-
-    return World(model(0), model(1), tokenizer, tmp_path_factory.mktemp("trl"))
-
-
-@pytest.fixture(scope="session")
-def dpo_trainer(world: World) -> Any:
-    from datasets import Dataset
-    from trl import DPOConfig as TrlConfig
-    from trl import DPOTrainer
-
-    return DPOTrainer(
-        model=world.policy,
-        ref_model=world.reference,
-        args=world.settings(TrlConfig),
-        train_dataset=Dataset.from_list(PAIRS),
-        processing_class=world.tokenizer,
-    )
-
-
-@pytest.fixture(scope="session")
-def pairs(dpo_trainer: Any) -> dict[str, torch.Tensor]:
-    """TRL's collated batch: chosen rows, then rejected rows."""
-    return dpo_trainer.data_collator([dpo_trainer.train_dataset[i] for i in range(len(PAIRS))])
-
-
-def scored(model: Any, ids: torch.Tensor, attention: torch.Tensor, completion: torch.Tensor) -> Scores:
-    """Score completion tokens by a plain forward pass."""
-    logits = model(input_ids=ids, attention_mask=attention).logits[:, :-1].float()
-    log_probs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    return Scores(log_probs[:, None], completion[:, None, 1:].bool(), torch.full(log_probs.shape, int(Kind.TOKEN)))
-
-
-def ours(objective: Objective, world: World, batch: dict[str, torch.Tensor], feedback: Any) -> torch.Tensor:
-    rows = batch["input_ids"], batch["attention_mask"], batch["completion_mask"]
-    with torch.no_grad():
-        reference = scored(world.reference, *rows)
-    terms = objective(scored(world.policy, *rows), {"reference": reference}, feedback)
-    return sum(term.sum / term.weight for term in terms.values())
-
-
-def pair_feedback() -> Any:
-    return feedback_of(example(2 * len(PAIRS), [Edge(i, len(PAIRS) + i) for i in range(len(PAIRS))]))
-
-
-def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
-    return torch.autograd.grad(loss, list(model.parameters()))
-
-
-def assert_same(model: Any, mine: torch.Tensor, theirs: torch.Tensor) -> None:
-    assert mine.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-5)
-    one, other = gradients(model, mine), gradients(model, theirs)
-    largest = max(1.0, *(part.abs().max().item() for part in other))  # float32: errors are relative to the largest entry
-    for left, right in zip(one, other, strict=True):
-        torch.testing.assert_close(left, right, atol=1e-5 * largest, rtol=0)
-
-
-def trl_dpo(trainer: Any, batch: dict[str, torch.Tensor], loss: str, smoothing: float = 0.0) -> torch.Tensor:
-    trainer.loss_types, trainer.loss_weights = [loss], [1.0]
-    trainer.beta, trainer.label_smoothing = BETA, smoothing
-    return trainer.compute_loss(trainer.model, dict(batch))
-
-
-@pytest.mark.parametrize(
-    ("loss", "smoothing", "config"),
-    [
-        ("sigmoid", 0.0, DPOConfig(beta=BETA)),
-        ("hinge", 0.0, HingeConfig(beta=BETA)),
-        ("ipo", 0.0, IPOConfig(beta=BETA)),
-        ("robust", SMOOTHING, RobustConfig(beta=BETA, label_smoothing=SMOOTHING)),
-        ("sigmoid_norm", 0.0, DPOConfig(beta=BETA, reduction="mean")),
-    ],
-)
-def test_dpo_family_equals_trl(world, dpo_trainer, pairs, loss: str, smoothing: float, config: DPOConfig):
-    theirs = trl_dpo(dpo_trainer, pairs, loss, smoothing)
-    assert_same(world.policy, ours(DPO(config), world, pairs, pair_feedback()), theirs)
 
 
 def test_trl_ignores_label_smoothing_of_the_sigmoid_loss_and_we_do_not(world, dpo_trainer, pairs):
@@ -173,31 +38,6 @@ def test_sft_equals_trl_on_the_chosen_responses(world, dpo_trainer, pairs):
     theirs = trl_dpo(dpo_trainer, pairs, "sft")
     chosen = {name: value[: len(PAIRS)] for name, value in pairs.items()}
     assert_same(world.policy, ours(SFT(), world, chosen, feedback_of(example(len(PAIRS)))), theirs)
-
-
-@pytest.fixture(scope="session")
-def cpo_trainer(world: World) -> Any:
-    from datasets import Dataset
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-    return CPOTrainer(
-        model=world.policy,
-        args=world.settings(CPOConfig, loss_type="simpo", cpo_alpha=0.0, beta=BETA, simpo_gamma=0.3, max_length=64),
-        train_dataset=Dataset.from_list(PAIRS),
-        processing_class=world.tokenizer,
-    )
-
-
-def as_pairs(trainer: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The batch of the CPO and ORPO trainers, and the same rows as ours: chosen, then rejected."""
-    theirs = trainer.data_collator([trainer.train_dataset[i] for i in range(len(PAIRS))])
-    both = trainer.concatenated_inputs(theirs, padding_value=0)
-    rows = {
-        "input_ids": both["concatenated_input_ids"].clamp(min=0),
-        "attention_mask": both["concatenated_attention_mask"],
-        "completion_mask": both["concatenated_labels"] != -100,
-    }
-    return theirs, rows
 
 
 def test_simpo_equals_trl(world, cpo_trainer):
@@ -227,7 +67,7 @@ def test_losses_that_trl_keeps_only_in_cpo_equal_it_on_log_ratios(
     assert_same(world.policy, ours(DPO(config), world, pairs, pair_feedback()), theirs)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def orpo_trainer(world: World) -> Any:
     from datasets import Dataset
     from trl.experimental.orpo import ORPOConfig as TrlConfig
@@ -267,7 +107,7 @@ def test_orpo_differs_from_trl_by_the_prompt_in_the_first_term(world, orpo_train
     assert_same(world.policy, mine + difference, theirs)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kto_trainer(world: World) -> Any:
     from datasets import Dataset
     from trl import KTOConfig as TrlConfig

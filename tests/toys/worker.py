@@ -11,15 +11,21 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from polyalign.objectives.config import DPOConfig, KTOConfig
+from polyalign.objectives.base import Objective
+from polyalign.objectives.bco import BCO
+from polyalign.objectives.config import AOTUnpairedConfig, BCOPairConfig, DPOConfig, KTOConfig
 from polyalign.objectives.kto import KTO
+from polyalign.objectives.optimal_transport import AOT
 from polyalign.objectives.pairwise import DPO
+from polyalign.objectives.terms import WeightedSumConfig
+from polyalign.objectives.weighted_sum import WeightedSum
 from polyalign.policies.reference import FrozenCopy
 from polyalign.training import checkpoint
 from polyalign.training.config import Recipe
@@ -52,21 +58,38 @@ def labelled_examples(count: int = 12) -> list[Any]:
     return examples
 
 
+def objective_of(name: str) -> Objective:
+    """Return one objective of each way to depend on the rest of a step; the mixture has three of them at once."""
+    terms = ({"name": "bco_pair", "beta": 0.5}, {"name": "aot", "weight": 0.5}, {"name": "sft", "weight": 0.1})
+    makers: dict[str, Callable[[], Objective]] = {
+        "dpo": lambda: DPO(DPOConfig(beta=0.5)),
+        "kto": lambda: KTO(KTOConfig(beta=0.5)),
+        "bco": lambda: BCO(BCOPairConfig(beta=0.5)),
+        "aot": lambda: AOT(AOTUnpairedConfig(beta=0.5)),
+        "mixture": lambda: WeightedSum(WeightedSumConfig.model_validate({"terms": terms})),
+    }
+    return makers[name]()
+
+
 def run(
     folder: Path, training: dict[str, Any], objective: str = "dpo", resume: bool = False, dropout: float = 0.0
 ) -> dict[str, Any]:
-    """Train the toy and return its losses, first gradient and final weights."""
+    """Train the toy and return its losses, first gradient, final weights and the objective's final state."""
     policy = GaussianPolicy(dropout=dropout)
     reference = FrozenCopy(policy)
-    examples = pair_examples() if objective == "dpo" else labelled_examples()
-    loss = DPO(DPOConfig(beta=0.5)) if objective == "dpo" else KTO(KTOConfig(beta=0.5))
+    examples = labelled_examples() if objective == "kto" else pair_examples()
+    loss = objective_of(objective)
     trainer = Trainer(recipe(training), policy, loss, reference, ListSource(examples), ListSource(examples[:4]), folder)
     gradients: list[list[float]] = []
     trainer.optimizer.register_step_pre_hook(lambda *_: gradients.append(_gradient(policy)))
     trainer.train(resume)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] if trainer.main else []
     weights = torch.cat([_whole(p).flatten() for p in policy.parameters()]).tolist()
-    return {"rows": rows, "gradient": gradients[0] if gradients else [], "weights": weights}
+    return {"rows": rows, "gradient": gradients[0] if gradients else [], "weights": weights, "state": _state(loss)}
+
+
+def _state(objective: Objective) -> dict[str, float]:
+    return {name: value.item() for name, value in objective.state_dict().items()}
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -137,6 +160,8 @@ def child(job: dict[str, Any], rank: int, port: int) -> int:
 
 
 def main(plan: Path) -> None:
+    import torch._dynamo  # noqa: F401  every optimiser imports it, which takes seconds: once here, not once in every child
+
     for job in json.loads(plan.read_text()):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

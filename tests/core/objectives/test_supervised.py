@@ -9,6 +9,7 @@ from toys.scored import example, feedback_of, gradient, loss_of, scores_of, term
 from polyalign.objectives.config import SFTConfig
 from polyalign.objectives.supervised import SFT
 from polyalign.policies.base import Kind
+from polyalign.records.samples import Edge
 
 
 def test_loss_is_the_mean_over_decisions_not_over_responses():
@@ -38,6 +39,20 @@ def test_mismatched_samples_are_left_out():
     scores = scores_of([[[-1.0]], [[-50.0, -50.0]]])
     terms = terms_of(SFT(), scores, None, feedback_of(example(2, mismatched=[1])))
     assert (terms["nll"].sum.item(), terms["nll"].weight.item()) == (1.0, 1.0)
+
+
+def test_responses_that_feedback_calls_bad_are_left_out_so_that_every_view_means_the_same():
+    """A > B > C by edges, and a pair of labels: the sft view shows A and the desirable response, and so does this."""
+    ranked = example(3, [Edge(0, 1), Edge(0, 2), Edge(1, 2)])
+    scores = scores_of([[[-1.0]], [[-10.0]], [[-10.0]], [[-3.0, -2.0]], [[-10.0]]])
+    terms = terms_of(SFT(), scores, None, feedback_of(ranked, example(2, labels=(1, -1))))
+    assert (terms["nll"].sum.item(), terms["nll"].weight.item()) == (6.0, 3.0)
+
+
+def test_edges_between_prompts_and_edges_of_weight_zero_call_nothing_bad():
+    edges = [Edge(0, 1, contrast="prompt"), Edge(1, 0, weight=0.0)]
+    terms = terms_of(SFT(), scores_of([[[-1.0]], [[-2.0]]]), None, feedback_of(example(2, edges)))
+    assert (terms["nll"].sum.item(), terms["nll"].weight.item()) == (3.0, 2.0)
 
 
 def test_an_impossible_mismatched_sample_does_not_spoil_the_loss():

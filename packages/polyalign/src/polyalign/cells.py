@@ -5,19 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polyalign.plugins.registry import Registry, registry
-from polyalign.plugins.specs import ObjectiveSpec, PolicySpec
+from polyalign.plugins.specs import NEEDS_OF_VIEWS, ObjectiveSpec, PolicySpec
 
-# What each view of records gives an objective. Ratings and segments come along in every view, where the data has them.
-VIEW_GIVES = {
-    "pairs": frozenset({"edges"}),
-    "rankings": frozenset({"edges", "rankings"}),
-    "unpaired": frozenset({"labels", "mismatch"}),
-    "grids": frozenset({"edges", "grid"}),
-    "sft": frozenset[str](),
-}
-_OF_VIEWS = frozenset[str]().union(*VIEW_GIVES.values())
 # Needs that data or the trainer meets; everything else an objective needs, the policy must provide.
-NEEDS_OF_DATA = _OF_VIEWS | {"reference", "ratings", "segments"}
+NEEDS_OF_DATA = NEEDS_OF_VIEWS | {"reference", "ratings", "segments"}
 TEST = "tests/cells/test_cells.py::test_cell"
 
 
@@ -43,11 +34,6 @@ def mismatch(policy: PolicySpec, objective: ObjectiveSpec) -> str:
     if lacking:
         return f"it needs {', '.join(lacking)}; the policy provides {', '.join(sorted(policy.provides))}"
     return ""
-
-
-def lacking_in_view(view: str, objective: ObjectiveSpec) -> str:
-    """Return what the objective needs and this view never gives, in words, or an empty string."""
-    return ", ".join(sorted((set(objective.needs) & _OF_VIEWS) - VIEW_GIVES[view]))
 
 
 def cells(known: Registry | None = None) -> list[Cell]:

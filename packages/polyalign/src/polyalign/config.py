@@ -15,10 +15,10 @@ from typing import Any, TypeVar, cast
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from polyalign.cells import VIEW_GIVES, lacking_in_view, mismatch
+from polyalign.cells import mismatch
 from polyalign.errors import ConfigError, PluginError, nearest
 from polyalign.plugins.registry import Registry, registry
-from polyalign.plugins.specs import EvaluatorSpec, ObjectiveSpec, PolicySpec, RewardSpec, Spec
+from polyalign.plugins.specs import VIEW_GIVES, EvaluatorSpec, ObjectiveSpec, PolicySpec, RewardSpec, Spec
 from polyalign.recipe_help import explain, json_schema, model_at
 from polyalign.recipe_text import Problem, apply_override, read_yaml
 from polyalign.training.config import Config, Recipe
@@ -118,12 +118,12 @@ def _resolve(tree: dict[str, Any], problems: list[Problem], source: str, known: 
         problems += wrong
         slots[kind].append((spec, config))
     if slots["policies"] and slots["objectives"]:
-        policy, objective = cast(PolicySpec, slots["policies"][0][0]), cast(ObjectiveSpec, slots["objectives"][0][0])
+        policy, objective = cast(PolicySpec, slots["policies"][0][0]), _declared(*slots["objectives"][0])
         reason = mismatch(policy, objective)
         if reason:
             problems.append(Problem("objective.name", f"{objective.name!r} cannot train {policy.name!r}: {reason}"))
         view = _at(tree, ("data", "view"))
-        if view in VIEW_GIVES and (lacking := lacking_in_view(view, objective)):
+        if view in VIEW_GIVES and (lacking := objective.lacking_in(view)):
             way_out = f"leave it out, or write {objective.view}"
             problems.append(Problem("data.view", f"{view!r} gives no {lacking}, which {objective.name!r} needs; {way_out}"))
     if problems:
@@ -140,6 +140,14 @@ def _resolve(tree: dict[str, Any], problems: list[Problem], source: str, known: 
         view=objective.view if recipe.data.view == "auto" else recipe.data.view,
         source=source,
     )
+
+
+def _declared(spec: Spec, config: Config | None) -> ObjectiveSpec:
+    """Return the objective's spec; that of a weighted sum depends on its terms."""
+    from polyalign.objectives.terms import WeightedSumConfig
+
+    assert isinstance(spec, ObjectiveSpec)
+    return config.declared(spec) if isinstance(config, WeightedSumConfig) else spec
 
 
 def _at(tree: Any, path: _Path) -> Any:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from polyalign.errors import ConfigError, PluginError, nearest
 from polyalign.plugins.registry import Registry, registry
 from polyalign.plugins.specs import ObjectiveSpec, PolicySpec, plural, singular
-from polyalign.training.config import Recipe
+from polyalign.training.config import Recipe, Slot
 
 _SLOT_KINDS = ("policies", "objectives", "rewards", "evaluators")
 
@@ -129,7 +129,7 @@ def _type_text(annotation: Any) -> str:
     words = {str: "text", int: "whole number", float: "number", bool: "true/false", type(None): "none", Any: "anything"}
     if annotation in words:
         return words[annotation]
-    return "a plugin's name and its keys" if getattr(annotation, "__name__", "") == "Slot" else "section"
+    return "a plugin's name and its keys" if isinstance(annotation, type) and issubclass(annotation, Slot) else "section"
 
 
 def json_schema(*, known: Registry | None = None) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import LongTensor, Tensor, nn
 
 from polyalign.policies.base import Scores
 from polyalign.records.samples import Example
+
+Scope = Literal["edge", "group", "batch"]
 
 
 class Term(NamedTuple):
@@ -171,14 +173,21 @@ class Objective(nn.Module):
     ``needs``: what must be there before the run starts; names of `Policy.provides`, and "reference", "edges", "rankings",
     "labels", "ratings", "segments", "mismatch", "grid".
     ``wants``: extras that the policy's forward must return.
-    ``scope``: "edge" or "group" terms add up over any split of the data; "batch" terms need a statistic of the whole
-    window, which `statistics` supplies (else accumulation is refused).
+    ``scope``: "edge" or "group" terms add up over any split of the data; "batch" terms need statistics of the whole
+    window, which `statistics` supplies (else accumulation is refused); ``statistic_names`` names them.
+    ``training`` (of every module) is off while held-out data is scored: state such as a running mean then stands still.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    wants: ClassVar[frozenset[str]] = frozenset()
-    scope: ClassVar[Literal["edge", "group", "batch"]] = "edge"
+    needs: frozenset[str] = frozenset()
+    wants: frozenset[str] = frozenset()
+    scope: Scope = "edge"
+    statistic_names: tuple[str, ...] = ()
     value_at_reference: float | None = None
+
+    @property
+    def splittable(self) -> bool:
+        """Whether a window may be split over micro-batches and processes."""
+        return self.scope != "batch" or bool(self.statistic_names)
 
     def forward(
         self,
@@ -189,13 +198,19 @@ class Objective(nn.Module):
     ) -> dict[str, Term]:
         """Return named terms; their total is the loss. ``references`` holds "reference" when `needs` names it.
 
-        ``statistics`` are the window's, already divided (sum / weight); None means: compute them from this batch.
+        ``statistics`` are the window's, as `averaged` gives them; None means: compute them from this batch.
         """
         raise NotImplementedError
 
-    def statistics(self, scores: Scores, references: Mapping[str, Scores], feedback: FeedbackTensors) -> dict[str, Term]:
-        """Return the (detached) sums a "batch"-scope objective needs over the window. Others need none."""
+    def statistics(self, scores: Scores, references: Mapping[str, Scores], feedback: FeedbackTensors) -> dict[str, Term | Tensor]:
+        """Return what a "batch"-scope objective must know of the window, detached, from one part of it. Others need nothing.
+
+        A `Term` becomes sum / weight over all parts. The rows of a plain tensor are collected, in no particular order.
+        """
         return {}
+
+    def observe(self, statistics: Mapping[str, Tensor]) -> None:
+        """Take in the statistics of a window that has been trained on. Called once per optimiser step, on every process."""
 
     def weights(self, scores_mask: Tensor, kind: LongTensor, feedback: FeedbackTensors) -> dict[str, Tensor]:
         """Return each term's weight before any forward pass, from the mask and the feedback alone.
@@ -205,9 +220,12 @@ class Objective(nn.Module):
         """
         blank = Scores(torch.zeros(scores_mask.shape, device=scores_mask.device), scores_mask, kind)  # type: ignore[arg-type]
         with torch.no_grad():
-            stats = {name: torch.zeros((), device=scores_mask.device) for name in self.statistic_names}
-            return {
-                name: term.weight for name, term in self.forward(blank, {"reference": blank}, feedback, stats or None).items()
-            }
+            return {name: term.weight for name, term in self.forward(blank, {"reference": blank}, feedback).items()}
 
-    statistic_names: ClassVar[tuple[str, ...]] = ()
+
+def averaged(statistics: Mapping[str, Term | Tensor]) -> dict[str, Tensor]:
+    """Return statistics as `Objective.forward` takes them: sum / weight (0 where the weight is 0), collected rows as they are."""
+    return {
+        name: value if isinstance(value, Tensor) else value.sum / torch.where(value.weight > 0, value.weight, 1.0)
+        for name, value in statistics.items()
+    }

@@ -7,14 +7,15 @@ it is. With ``reduction: mean`` beta is about as many times larger as a response
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from polyalign.training.config import Config
 
 KindName = Literal["token", "denoising", "transition", "action"]
 Reduction = Literal["sum", "mean"]
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -32,47 +33,114 @@ class SFTConfig(ObjectiveConfig):
     """Supervised fine-tuning has nothing else to set."""
 
 
-class DPOConfig(ObjectiveConfig):
-    """The DPO family: one margin, four links. See `polyalign.objectives.pairwise.DPO` for the formulas."""
+class PairwiseConfig(ObjectiveConfig):
+    """A preference between two responses, against a reference. ``link`` names the formula in `polyalign.objectives.links`."""
 
-    loss: Literal["sigmoid", "hinge", "ipo", "robust"] = "sigmoid"
+    link: ClassVar[str]
     beta: float = Field(default=0.1, gt=0, description="about 0.1 for summed tokens, 2000 to 5000 for mean denoising errors")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="assumed share of flipped preferences; sigmoid: cDPO")
-    reduction: Literal["auto", "sum", "mean"] = Field(default="auto", description="over decisions; auto: mean for ipo, else sum")
-
-    @model_validator(mode="after")
-    def _smoothing_fits(self) -> DPOConfig:
-        if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
-            raise ValueError(
-                f"label_smoothing is {self.label_smoothing}, but loss {self.loss!r} has no smoothing; "
-                "set it to 0 or use loss sigmoid (cDPO) or robust"
-            )
-        return self
-
-    @property
-    def reduces_by(self) -> Reduction:
-        """The reduction in force once ``auto`` is resolved."""
-        if self.reduction == "auto":
-            return "mean" if self.loss == "ipo" else "sum"
-        return self.reduction
+    reduction: Reduction = Field(default="sum", description="over decisions; with mean, beta is larger by their number")
 
 
-class IPOConfig(DPOConfig):
-    loss: Literal["ipo"] = "ipo"
+class MarginConfig(PairwiseConfig):
+    """A link that sees only the difference of two rewards: there the reward of another divergence makes sense too (f-DPO)."""
+
+    divergence: Divergence = Field(
+        default="reverse_kl", description="penalty between policy and reference that the reward stems from; reverse_kl is DPO's"
+    )
+    alpha: float = Field(
+        default=0.5, gt=0, lt=1, description="of the alpha divergence: near 0 reverse KL, near 1 forward KL; TRL's is 1 - alpha"
+    )
 
 
-class HingeConfig(DPOConfig):
-    loss: Literal["hinge"] = "hinge"
+class DPOConfig(MarginConfig):
+    link: ClassVar[str] = "sigmoid"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="assumed share of flipped preferences: cDPO")
 
 
-class RobustConfig(DPOConfig):
-    loss: Literal["robust"] = "robust"
+class SigmoidNormConfig(DPOConfig):
+    beta: float = Field(default=2.0, gt=0, description="about 1 to 5 for tokens: larger than DPO's by a response's length")
+    reduction: Literal["mean"] = Field(default="mean", description="over decisions: each response counts by its length")
+
+
+class FDPOConfig(DPOConfig):
+    divergence: Divergence = Field(
+        default="js", description="penalty between policy and reference; forward_kl wants a beta near 1e-5, alpha near 0.01"
+    )
+
+
+class IPOConfig(MarginConfig):
+    link: ClassVar[str] = "ipo"
+    reduction: Reduction = Field(default="mean", description="over decisions; sum is the paper's letter")
+
+
+class HingeConfig(MarginConfig):
+    link: ClassVar[str] = "hinge"
+
+
+class RobustConfig(MarginConfig):
+    link: ClassVar[str] = "robust"
     label_smoothing: float = Field(default=0.1, ge=0, lt=0.5, description="share of preferences assumed to be flipped")
+
+
+class EXOPairConfig(MarginConfig):
+    link: ClassVar[str] = "exo_pair"
+    label_smoothing: float = Field(default=1e-3, gt=0, lt=0.5, description="share of flipped preferences; 0 has infinite loss")
+
+
+class DiscoPOPConfig(MarginConfig):
+    link: ClassVar[str] = "discopop"
+    tau: float = Field(
+        default=0.05, gt=0, lt=1, description="width of the step between its two losses; below 0.102 the loss rises from z = 0"
+    )
+
+
+class NCAPairConfig(PairwiseConfig):
+    link: ClassVar[str] = "nca_pair"
+
+
+class SPPOHardConfig(PairwiseConfig):
+    link: ClassVar[str] = "sppo_hard"
+
+
+class APOZeroConfig(PairwiseConfig):
+    link: ClassVar[str] = "apo_zero"
+
+
+class APODownConfig(PairwiseConfig):
+    link: ClassVar[str] = "apo_down"
+
+
+class BCOPairConfig(PairwiseConfig):
+    link: ClassVar[str] = "bco_pair"
+    baseline: Literal["running", "none"] = Field(
+        default="running", description="reward that counts as neither good nor bad: mean over all steps so far, or 0 (TRL 1.16)"
+    )
+
+
+class AOTConfig(ObjectiveConfig):
+    paired: ClassVar[bool] = True
+    beta: float = Field(default=0.1, gt=0, description="about 0.1 for summed tokens, 2000 to 5000 for mean denoising errors")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="assumed share of flipped preferences")
+
+
+class AOTUnpairedConfig(AOTConfig):
+    paired: ClassVar[bool] = False
 
 
 class SimPOConfig(ObjectiveConfig):
     beta: float = Field(default=2.0, gt=0, description="scales the difference of mean log-probabilities")
     gamma: float = Field(default=1.0, ge=0, description="target margin, in units of the scaled difference (after beta)")
+
+
+class AlphaPOConfig(SimPOConfig):
+    beta: float = Field(default=2.5, gt=0, description="scales the difference of rewards")
+    gamma: float = Field(default=0.1, ge=0, description="target margin, in units of the scaled difference (after beta)")
+    alpha: float = Field(default=0.25, description="shape of the reward (1 - p^-alpha) / alpha; 0 is SimPO, may be negative")
+
+
+class CPOConfig(ObjectiveConfig):
+    beta: float = Field(default=0.1, gt=0, description="scales the difference of summed log-probabilities")
+    nll_weight: float = Field(default=1.0, ge=0, description="weight of the better responses' likelihood, cpo_alpha in TRL")
 
 
 class ORPOConfig(ObjectiveConfig):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +35,7 @@ class InstructEngine(Objective):
     """
 
     needs = frozenset({"reference", "edges", "grid"})
-    scope: ClassVar = "group"
+    scope = "group"
 
     def __init__(self, config: InstructEngineConfig | None = None) -> None:
         super().__init__()

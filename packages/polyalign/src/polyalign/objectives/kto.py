@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from polyalign.objectives.base import MISMATCH, RESPONSE, FeedbackTensors, Objective, Term
+from polyalign.objectives.base import MISMATCH, RESPONSE, FeedbackTensors, Objective, Term, averaged
 from polyalign.objectives.config import KTOConfig
 from polyalign.objectives.margins import log_ratios, over_draws, real_draws, scale_per_kind
 from polyalign.policies.base import Scores
@@ -35,15 +34,15 @@ class KTO(Objective):
     """
 
     needs = frozenset({"reference", "labels"})
-    scope: ClassVar = "batch"
-    statistic_names: ClassVar[tuple[str, ...]] = ("mismatched", "labelled", "mismatched_share")
+    scope = "batch"
+    statistic_names = ("mismatched", "labelled", "mismatched_share")
 
     def __init__(self, config: KTOConfig | None = None) -> None:
         super().__init__()
         self.config = config or KTOConfig()
         self.kind_scale = scale_per_kind(self.config.kind_scale)
         if self.config.kl == "mismatch":
-            self.needs = self.needs | {"mismatch"}  # type: ignore[misc]
+            self.needs = self.needs | {"mismatch"}
         same = self.config.desirable_weight == self.config.undesirable_weight
         self.value_at_reference = 0.5 * self.config.desirable_weight if same else None
 
@@ -57,8 +56,7 @@ class KTO(Objective):
         """Return ``{"preference": (sum of losses, number of labelled samples)}``."""
         labelled = _labelled(feedback).nonzero().flatten()
         if statistics is None:
-            terms = self.statistics(scores, references, feedback)
-            statistics = {name: term.sum / term.weight.clamp(min=1) for name, term in terms.items()}
+            statistics = averaged(self.statistics(scores, references, feedback))
         ratios = log_ratios(scores, references["reference"], "sum", self.kind_scale)[labelled]  # [L, D]
         desirable = feedback.label[labelled] > 0
         gain = torch.where(desirable, 1.0, -1.0)[:, None] * (ratios - self.reference_point(statistics))
@@ -79,7 +77,7 @@ class KTO(Objective):
                 mean = torch.where(statistics["mismatched_share"] > 0, statistics["mismatched"], statistics["labelled"])
         return mean.detach().clamp(min=0)
 
-    def statistics(self, scores: Scores, references: Mapping[str, Scores], feedback: FeedbackTensors) -> dict[str, Term]:
+    def statistics(self, scores: Scores, references: Mapping[str, Scores], feedback: FeedbackTensors) -> dict[str, Term | Tensor]:
         """Return the sums behind z0: log-ratios of mismatched and of labelled samples, and how many are mismatched."""
         with torch.no_grad():
             ratios = log_ratios(scores, references["reference"], "sum", self.kind_scale)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from polyalign.objectives.base import Edges, Term
+from polyalign.objectives.base import Edges, FeedbackTensors, Term
 from polyalign.objectives.config import KindName
 from polyalign.policies.base import Kind, Scores
 
@@ -30,9 +30,26 @@ def log_ratios(
     return policy - frozen
 
 
+def rows(feedback: FeedbackTensors) -> Edges:
+    """Return the edges between two responses to one prompt; the others compare two prompts for one response."""
+    return feedback.edges.where(~feedback.edges.columns)
+
+
 def margins(values: Tensor, edges: Edges) -> Tensor:
     """Return ``values[better] - values[worse]``, ``[E, D]``, of values ``[N, D]``."""
     return values[edges.better] - values[edges.worse]
+
+
+def sides(values: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+    """Return (better, worse), ``[E, D]`` each, of scaled rewards ``[N, D]``, half of the edge's margin taken off either side:
+    their difference then is the scaled margin minus what the edge asks for."""
+    half = edges.margin[:, None] / 2
+    return values[edges.better] - half, values[edges.worse] + half
+
+
+def lengths(scores: Scores) -> Tensor:
+    """Return how many decisions each draw has, ``[N, D]``, at least 1."""
+    return scores.mask.sum(-1).clamp(min=1)
 
 
 def real_draws(scores: Scores) -> Tensor:

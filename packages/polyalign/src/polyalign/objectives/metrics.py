@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polyalign.objectives.base import RESPONSE, FeedbackTensors, Term
-from polyalign.objectives.margins import over_draws, real_draws
+from polyalign.objectives.margins import over_draws, real_draws, rows
 from polyalign.policies.base import Kind, Scores
 
 
@@ -36,7 +36,7 @@ def preference_metrics(
     with torch.no_grad():
         real = real_draws(scores)
         policy = over_draws(scores.reduced(reduction, kind_scale), real)  # [N]
-        edges = feedback.edges.where(~feedback.edges.columns)
+        edges = rows(feedback)
 
         def over_edges(values: Tensor) -> Term:
             return Term((edges.weight * values).sum(), edges.weight.sum())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from polyalign.objectives.base import FeedbackTensors, Objective, Term
 from polyalign.objectives.config import ORPOConfig
-from polyalign.objectives.margins import edge_term, margins, scale_per_kind
-from polyalign.objectives.supervised import negative_log_likelihood
+from polyalign.objectives.margins import edge_term, margins, rows, scale_per_kind
+from polyalign.objectives.supervised import negative_log_likelihood, wins
 from polyalign.policies.base import Scores
 
 
@@ -33,7 +32,6 @@ class ORPO(Objective):
     """
 
     needs = frozenset({"edges"})
-    scope: ClassVar = "edge"
 
     def __init__(self, config: ORPOConfig | None = None) -> None:
         super().__init__()
@@ -48,12 +46,11 @@ class ORPO(Objective):
         statistics: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Term]:
         """Return ``nll`` (weight: decisions of better responses) and ``odds_ratio`` (weight: sum of edge weights)."""
-        edges = feedback.edges.where(~feedback.edges.columns)
-        wins = torch.zeros(len(feedback.role), device=edges.weight.device).index_add(0, edges.better, edges.weight)
+        edges = rows(feedback)
         odds = log_odds(scores.reduced("mean", self.kind_scale))  # [N, D]
         penalty = -F.logsigmoid(margins(odds, edges) - edges.margin[:, None])  # [E, D]
         return {
-            "nll": negative_log_likelihood(scores, wins, self.kind_scale),
+            "nll": negative_log_likelihood(scores, wins(feedback), self.kind_scale),
             "odds_ratio": edge_term(self.config.odds_weight * penalty, scores, edges),
         }
 

@@ -1,30 +1,29 @@
-"""Supervised fine-tuning: raise the log-probability of the responses shown."""
+"""Supervised fine-tuning: raise the log-probability of the responses shown, or of those that feedback prefers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from polyalign.objectives.base import RESPONSE, FeedbackTensors, Objective, Term
 from polyalign.objectives.config import SFTConfig
-from polyalign.objectives.margins import scale_per_kind
+from polyalign.objectives.margins import rows, scale_per_kind
 from polyalign.policies.base import Kind, Scores
 
 
 class SFT(Objective):
-    """Mean negative log-probability per decision, over all decisions of all responses of the step.
+    """Mean negative log-probability per decision, over all decisions of the responses worth imitating.
+
+    Those are all responses of the step that no row edge calls worse and no label undesirable, so that the objective means
+    the same in every view: all of the sft view, the better sides of the pairs view (TRL's "sft" term in a mixed loss).
+    Samples with another role than response (KTO's mismatches) are left out.
 
     A mean over decisions, not over responses: long responses count more, as in TRL's SFTTrainer and its "sft" loss.
-    Samples with another role than response (KTO's mismatches) are left out. With several draws every draw's decisions
-    count. For tokens it is the cross-entropy; for denoising it is 1/2 of the usual mean squared error.
-    There is no fixed value at the reference.
+    With several draws every draw's decisions count. For tokens it is the cross-entropy; for denoising it is 1/2 of the
+    usual mean squared error. There is no fixed value at the reference.
     """
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-    scope: ClassVar = "edge"
 
     def __init__(self, config: SFTConfig | None = None) -> None:
         super().__init__()
@@ -39,8 +38,22 @@ class SFT(Objective):
         statistics: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Term]:
         """Return ``{"nll": (negative sum of log-probabilities, number of decisions)}``."""
-        counted = feedback.role == RESPONSE  # [N]
-        return {"nll": negative_log_likelihood(scores, counted.to(scores.log_probs.dtype), self.kind_scale)}
+        counted = worth_imitating(feedback).to(scores.log_probs.dtype)  # [N]
+        return {"nll": negative_log_likelihood(scores, counted, self.kind_scale)}
+
+
+def worth_imitating(feedback: FeedbackTensors) -> Tensor:
+    """Return which samples are responses that nothing calls bad: no row edge (of weight > 0) worse, no label undesirable; [N]."""
+    edges = rows(feedback)
+    good = (feedback.role == RESPONSE) & (feedback.label >= 0)
+    good[edges.worse[edges.weight > 0]] = False
+    return good
+
+
+def wins(feedback: FeedbackTensors) -> Tensor:
+    """Return the total weight of the row edges that each sample wins, ``[N]``."""
+    edges = rows(feedback)
+    return torch.zeros(len(feedback.role), device=edges.weight.device).index_add(0, edges.better, edges.weight)
 
 
 def negative_log_likelihood(scores: Scores, weight: Tensor, kind_scale: Mapping[Kind, float] | None = None) -> Term:

@@ -79,6 +79,17 @@ class RewardSpec(Spec):
     inputs: tuple[str, ...] = ()
 
 
+# What each view of records gives an objective. Ratings and segments come along in every view, where the data has them.
+VIEW_GIVES = {
+    "pairs": frozenset({"edges"}),
+    "rankings": frozenset({"edges", "rankings"}),
+    "unpaired": frozenset({"labels", "mismatch"}),
+    "grids": frozenset({"edges", "grid"}),
+    "sft": frozenset[str](),
+}
+NEEDS_OF_VIEWS = frozenset[str]().union(*VIEW_GIVES.values())
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec(Spec):
     """A loss. ``source`` cites paper and equation; ``needs`` and ``scope`` repeat the class's for listing without torch.
@@ -91,6 +102,10 @@ class ObjectiveSpec(Spec):
     scope: Literal["edge", "group", "batch"] = "edge"
     view: str = "pairs"
     unsupported: dict[str, str] = field(default_factory=dict)
+
+    def lacking_in(self, view: str) -> str:
+        """Return what the objective needs and this view never gives, in words, or an empty string."""
+        return ", ".join(sorted((set(self.needs) & NEEDS_OF_VIEWS) - VIEW_GIVES[view]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -243,7 +243,7 @@ def _check_needs(objective: Objective, policy: Policy, processes: int) -> None:
             f"{type(objective).__name__} needs {', '.join(missing)} from the policy, but {type(policy).__name__} provides only "
             f"{', '.join(sorted(policy.provides))}; choose another objective (`polyalign cells` shows which work)"
         )
-    if objective.scope == "batch" and not objective.statistic_names and processes > 1:
+    if not objective.splittable and processes > 1:
         raise TrainingError(
             f"{type(objective).__name__} needs the whole batch at once and cannot run on {processes} processes; use one"
         )

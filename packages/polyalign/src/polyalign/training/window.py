@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from polyalign.errors import TrainingError
-from polyalign.objectives.base import Objective, Term
+from polyalign.objectives.base import Objective, Term, averaged
 from polyalign.objectives.metrics import preference_metrics
 from polyalign.policies.base import Scores
 from polyalign.policies.reference import Reference
@@ -83,12 +83,15 @@ class WindowLoss:
 
         Raises `NonFiniteLoss` on every process, naming the records of the first bad micro-batch on each.
         """
+        self.objective.train()
         weights = self._weights(micro_batches)
         statistics = self._statistics(micro_batches)
         totals = Totals()
         bad: list[str] = []
         for number, micro in enumerate(micro_batches):
             micro, references, scores = self._scored(micro)
+            if statistics is None and self.objective.statistic_names:  # the window is this micro-batch
+                statistics = averaged(self.objective.statistics(scores.detach(), references, micro.feedback))
             terms = self.objective(scores, references, micro.feedback, statistics)
             anchor = torch.where(scores.mask, scores.log_probs, 0.0).sum() * 0.0  # a graph even where nothing is compared
             loss = sum((term.sum / weights[name] for name, term in terms.items() if weights[name]), anchor)
@@ -98,11 +101,15 @@ class WindowLoss:
             backward(loss * processes(), number == len(micro_batches) - 1)  # DDP averages gradients; we want their sum
             totals.add({f"loss/{name}": term for name, term in terms.items()})
             totals.add(self._metrics(scores, references, micro))
-        return self._finish(totals, bad)
+        values = self._finish(totals, bad)
+        if statistics is not None:
+            self.objective.observe(statistics)
+        return values
 
     @torch.no_grad()
     def evaluate(self, micro_batches: list[MicroBatch]) -> dict[str, float]:
-        """Return the same numbers without gradients."""
+        """Return the same numbers without gradients; the objective's own state stands still."""
+        self.objective.eval()
         statistics = self._statistics(micro_batches)
         totals = Totals()
         for micro in micro_batches:
@@ -138,18 +145,26 @@ class WindowLoss:
         """Gather what a batch-scope objective needs over the whole window, when the window is split."""
         if self.objective.scope != "batch" or (len(micro_batches) == 1 and processes() == 1):
             return None
-        if not self.objective.statistic_names:
+        if not self.objective.splittable:
             raise TrainingError(
                 f"{type(self.objective).__name__} needs the whole batch at once: "
                 "use one process and a micro-batch as large as the batch"
             )
-        totals = Totals()
+        totals, collected = Totals(), dict[str, list[Tensor]]()
         with torch.no_grad():
             for micro in micro_batches:
                 micro, references, scores = self._scored(micro)
-                totals.add(self.objective.statistics(scores, references, micro.feedback))
+                for name, value in self.objective.statistics(scores, references, micro.feedback).items():
+                    if isinstance(value, Tensor):
+                        collected.setdefault(name, []).append(value.cpu())
+                    else:
+                        totals.add({name: value})
         means = totals.reduce().means()
-        return {name: torch.tensor(means.get(name, 0.0), device=self.device) for name in self.objective.statistic_names}
+        rows = {name: torch.cat(parts).to(self.device) for name, parts in _from_everywhere(collected).items()}
+        return {
+            name: rows[name] if name in rows else torch.tensor(means.get(name, 0.0), device=self.device)
+            for name in self.objective.statistic_names
+        }
 
     def _scored(self, micro: MicroBatch) -> tuple[MicroBatch, dict[str, Scores], Scores]:
         """Return the micro-batch on the device, its reference scores (first, so that no policy graph is alive beside
@@ -168,3 +183,12 @@ class WindowLoss:
         per_sample = torch.where(scores.mask, scores.log_probs, 0.0).sum((1, 2))
         groups = micro.feedback.group[~torch.isfinite(per_sample)].unique().tolist()
         return [micro.record_ids[group] for group in groups] or list(micro.record_ids)
+
+
+def _from_everywhere(collected: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """Return the tensors of all processes, by name. Every process must call it, with the same names."""
+    if processes() == 1:
+        return collected
+    everywhere: list[dict[str, list[Tensor]]] = [{} for _ in range(processes())]
+    dist.all_gather_object(everywhere, collected)
+    return {name: [part for one in everywhere for part in one[name]] for name in collected}
