@@ -8,7 +8,7 @@ from PIL import Image
 
 from polyalign.errors import MediaError, RecordError
 from polyalign.records.samples import Sample
-from polyalign.records.schema import Message, TextPart
+from polyalign.records.schema import MediaPart, Message, TextPart
 from polyalign.records.views import VIEWS
 from polyalign_text_to_image.fixture import drawings
 from polyalign_text_to_image.pictures import caption_of, open_picture, picture_ref, to_pixels
@@ -34,10 +34,9 @@ def test_picture_is_decoded_by_the_registered_modality(sample: Sample) -> None:
 
 
 def test_damaged_picture_names_the_sample(sample: Sample) -> None:
-    ref = picture_ref(sample)
-    sample.media.blobs = {ref.sha256: b"\x89PNG\r\n\x1a\nnothing"}
+    damaged = sample.media.add(b"\x89PNG\r\n\x1a\nnothing", "image", "image/png")
     with pytest.raises(MediaError, match="sample 'pair-red#0'"):
-        open_picture(sample)
+        open_picture(replace(sample, response=(MediaPart(media=damaged),)))
 
 
 def test_a_response_that_is_not_one_picture_is_refused(sample: Sample) -> None:
