@@ -55,8 +55,9 @@ class Trainer:
         self.recipe, self.config, self.folder = recipe, recipe.training, folder
         self.policy, self.objective, self.reference = policy, objective, reference
         self.accelerator = Accelerator(
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
-        )  # heads that one step leaves out
+            cpu=not torch.accelerator.is_available(),  # unless told, accelerate does not join processes that have no GPU
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # heads that one step leaves out
+        )
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.device = self.accelerator.device
