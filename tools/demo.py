@@ -46,7 +46,8 @@ def draw_sheet(columns: dict[str, Path], prompts: dict[int, str], out: Path) -> 
         left, top = (number // half) * width, 24 + (number % half) * CELL
         draw.multiline_text((left + 8, top + CELL // 2 - 10), prompt.replace(" ", "\n", 1), font=font, fill="black")
         for column, title in enumerate(titles):
-            draw.text((left + 150 + column * CELL + 8, 4), title, font=font, fill="black")
+            if top == 24:
+                draw.text((left + 150 + column * CELL + 4, 6), title, font=ImageFont.load_default(12), fill="black")
             with Image.open(columns[title] / f"{sample:04d}") as picture:
                 sheet.paste(
                     picture.convert("RGB").resize((CELL - 8, CELL - 8), Image.Resampling.BICUBIC),

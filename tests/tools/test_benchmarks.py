@@ -138,3 +138,15 @@ def test_the_flop_count_is_the_formula_in_its_docstring(benchmarks: Path, monkey
     expected = 3_686_400 + 15_360 + 2_621_440 + 2 * (1_572_864 + 65_536)
     assert flop_ceiling.flops(shape, work, flop_ceiling.FORWARD) == expected
     assert flop_ceiling.Passes.training(checkpointing=True, reference=True) == flop_ceiling.Passes(4, 5, 3)
+
+
+def test_shared_rows_agree_with_plain_ones_and_state_their_ceiling(benchmarks: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    words = [sys.executable, str(benchmarks / "shared_rows.py"), "--shape", "tiny", "--steps", "1", "--json", str(report)]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = json.loads(report.read_text())["results"]
+    assert set(results) == {"tiny lora", "tiny full"}
+    for found in results.values():
+        assert found["difference"] <= 1e-4 and 2 < found["ceiling"] < 4
+        assert found["speed-up"]["shared"] > 0
