@@ -177,8 +177,8 @@ def our_policy(shape: Shape, rows: str, **settings: Any) -> TokenPolicy:
     if shape.picture:
         return vision_language_policy((model, processor), **options)
     config = TextConfig(base="random", **options)
-    assert config.lora is not None
-    add_lora(model, config.lora, 0)
+    if config.lora is not None:
+        add_lora(model, config.lora, 0)
     return TextPolicy(model, PromptResponseEncoder(processor), config)
 
 

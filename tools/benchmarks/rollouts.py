@@ -48,6 +48,7 @@ def lengths(longest: int) -> tuple[int, ...]:
 
 
 SHAPES = {
+    "prompt-512": Shape(prompts=(512, 512), answers=((40,) * GROUP,) * 2, tower_layers=0),
     "long-prompt": Shape(prompts=(500, 500), answers=(lengths(100),) * 2, tower_layers=0),
     "long-completions": Shape(prompts=(100, 100), answers=(lengths(300),) * 2, tower_layers=0),
     "picture": Shape(prompts=(60, 60), answers=(lengths(60),) * 2, picture=168),
@@ -204,7 +205,7 @@ COMPARISON = Comparison(
     shapes=SHAPES,
     modes=(SCORING, TRAINING),
     contenders=contenders,
-    default=("long-prompt", "long-completions", "picture"),
+    default=("prompt-512", "long-prompt", "long-completions", "picture"),
 )
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from random_models import Shape
 
 SHAPES = {
     "llava-576": Shape(prompts=(60, 60), answers=((60, 60), (60, 60)), picture=336),
+    "llava-256": Shape(prompts=(60, 60), answers=((60, 60), (60, 60)), picture=224),
     "small-picture": Shape(prompts=(60,) * 4, answers=((60, 60),) * 4, per_step=2, picture=168),
     "long-answers": Shape(prompts=(60, 60), answers=((300, 200), (200, 300)), picture=168),
     "tiny": Shape(prompts=(30, 34), answers=((8, 12), (9, 5)), hidden=128, layers=2, picture=56, tower_hidden=64, tower_layers=2),
@@ -35,7 +36,7 @@ COMPARISON = Comparison(
     shapes=SHAPES,
     modes=(PLAIN, CHECKPOINTED),
     contenders=contenders,
-    default=("llava-576", "small-picture", "long-answers"),
+    default=("llava-256", "llava-576", "small-picture", "long-answers"),
 )
 
 if __name__ == "__main__":

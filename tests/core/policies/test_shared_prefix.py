@@ -198,17 +198,23 @@ def test_packing_fills_rows_up_to_the_longest_group() -> None:
     assert share_rows(rows, packed=False)["sample"].shape == (4, 10)
 
 
-@pytest.mark.parametrize(("prompt", "response", "rows"), [(100, 10, [4]), (60, 40, [2, 2]), (10, 90, [1, 1, 1, 1])])
+@pytest.mark.parametrize(("prompt", "response", "rows"), [(100, 10, [4]), (60, 40, [1, 1, 1, 1]), (10, 90, [1, 1, 1, 1])])
 def test_responses_share_a_row_as_far_as_that_costs_less(prompt: int, response: int, rows: list[int]) -> None:
-    """Four responses; a row of L tokens costs L (100 + L). In 1, 2 or 4 rows:
+    """Four responses; a row of L tokens costs L (100 + L), or L (100 + L / 2) where each has one. In 1, 2 or 4 rows:
 
-    - prompt 100, response 10: 33,600, 52,800 or 92,400;
-    - prompt 60, response 40: 70,400, 67,200 or 80,000 (in 3 rows: 73,600);
-    - prompt 10, response 90: 173,900, 110,200 or 80,000 (in 3 rows: 95,100).
+    - prompt 100, response 10: 33,600, 52,800 or 68,200;
+    - prompt 60, response 40: 70,400, 67,200 or 60,000 (in 3 rows: 73,600);
+    - prompt 10, response 90: 173,900, 110,200 or 60,000.
     """
     lines = [Line(prompt, response, tuple(range(response)), "p")] * 4
     assert [len(group) for group in group_by_prefix(lines, cells_per_token=100)] == rows
     assert group_by_prefix(lines) == [[0, 1, 2, 3]]
+
+
+def test_rows_that_would_be_padded_have_no_cheaper_attention() -> None:
+    """Prompt 60, responses of 40 and 41: rows of their own want a dense mask too, so that two rows cost least."""
+    lines = [Line(60, length, tuple(range(length)), "p") for length in (40, 40, 41, 41)]
+    assert sorted(len(group) for group in group_by_prefix(lines, cells_per_token=100)) == [2, 2]
 
 
 def test_parts_of_a_group_are_nearly_equally_long() -> None:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -49,7 +48,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written = {
         "name": "image/tiny",
         "policy": {
-            "name": "vision-language", "base": str(folder / "base"), "max_length": 160, "max_response": 48, "language": "full", "projector": "frozen",
+            "name": "vision-language", "base": str(folder / "base"), "max_length": 160, "max_response": 48,
+            "language": "full", "projector": "frozen",
         },
         "data": {"train": [{"path": str(folder / "data")}]},
         "objective": {"name": "dpo"},
@@ -93,9 +93,10 @@ def test_saved_work_changes_no_step(recipe: Path, expected: list[dict[str, float
 def test_two_processes_take_the_same_steps(recipe: Path, expected: list[dict[str, float]], name: str) -> None:
     out = recipe.parent / "runs" / name
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", "polyalign"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [*launch, "train", str(recipe), "--out", str(out), *PROCESSES[name]],
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

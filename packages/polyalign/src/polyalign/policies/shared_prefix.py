@@ -38,7 +38,7 @@ def group_by_prefix(lines: Sequence[Line], cells_per_token: int | None = None) -
 
     ``cells_per_token``: how many cells of a dense mask cost as much as a token's way through the weights. If it is given, a
     group is cut into the like parts that cost least: many long responses in one row cost more in attention, which grows with
-    the square of the row, than their prompt does again.
+    the square of the row, than their prompt does again, and equally long ones in rows of their own need no dense mask.
     """
     groups: dict[Hashable, list[int]] = {}
     for number, line in enumerate(lines):
@@ -59,8 +59,11 @@ def _cheapest_parts(lines: Sequence[Line], group: list[int], cells_per_token: in
             parts[min(place, 2 * rows - 1 - place)].append(number)
         return parts
 
-    def cost(parts: list[list[int]]) -> int:
-        return sum(length * (cells_per_token + length) for length in (group_length(lines, part) for part in parts))
+    def cost(parts: list[list[int]]) -> float:
+        # Rows of one response that need no padding are causal through and through, and a kernel that knows it skips half.
+        causal = len(parts) == len(group) and lines[by_length[0]].response == lines[by_length[-1]].response
+        share = 0.5 if causal else 1.0
+        return sum(length * (cells_per_token + share * length) for length in (group_length(lines, part) for part in parts))
 
     return min(map(cut, range(1, len(group) + 1)), key=cost)
 
