@@ -78,8 +78,9 @@ def expected(recipe: Path) -> list[dict[str, float]]:
 def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
     assert len(found) == STEPS
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours.pop("grad_norm") == pytest.approx(theirs["grad_norm"], rel=2e-4)
-        assert ours == pytest.approx({name: theirs[name] for name in ours}, abs=1e-5, rel=1e-5)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["margin"] == pytest.approx(theirs["margin"], abs=1e-4)  # of sums near -400, in float32 steps of 3e-5
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=2e-4)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
