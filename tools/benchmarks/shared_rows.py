@@ -59,9 +59,8 @@ class Contender:
         if mode == "full":
             self.policy.requires_grad_(False)
             self.policy.model.get_decoder().requires_grad_(True)
-        weights = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        self.weights = weights
-        self.optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE)
+        self.weights = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=LEARNING_RATE)
         media = MemoryMedia()
         item = asked(shape)[0]
         prompt = prompt_of(item, media)
@@ -74,7 +73,7 @@ class Contender:
 
     def step(self) -> None:
         began = time.perf_counter()
-        batch = self.policy.collator([*self.samples])
+        batch = self.policy.collator(self.samples)
         scores = self.policy(batch)
         sides = torch.linspace(-1, 1, len(self.samples))
         loss = (scores.log_probs.sum((1, 2)) * sides).mean() / batch.mask.sum()

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from polyalign.config import load_recipe
+from polyalign.records.convert import moved
 from polyalign.records.jsonl import write_jsonl
 from polyalign.records.store import MediaStore
 from polyalign.training import run
@@ -41,10 +42,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [record for record in records if not record.tags]
     records = [record.model_copy(update={"id": f"{record.id}-{copy}"}) for copy in range(2) for record in pairs][:8]
     store = MediaStore(folder / "data")
-    for record in records:
-        for ref in record.media():
-            store.add(media.read(ref), ref.modality, ref.mime)
-    write_jsonl(folder / "data" / "train.jsonl", iter(records))
+    write_jsonl(folder / "data" / "train.jsonl", (moved(record, media, store) for record in records))
     written = {
         "name": "image/tiny",
         "policy": {

@@ -14,6 +14,7 @@ from polyalign.errors import ConfigError, RecordError, TrainingError
 from polyalign.policies.adapters import trainable
 from polyalign.policies.config import LoraConfig
 from polyalign.policies.reference import AdaptersOff, CachedScores, FrozenCopy
+from polyalign.records.convert import moved
 from polyalign.records.jsonl import write_jsonl
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message, TextPart
@@ -209,10 +210,7 @@ def test_long_prompts_lose_words_and_no_picture_tokens() -> None:
 
 def data_set(folder: Path) -> Path:
     store = MediaStore(folder)
-    for record in RECORDS:
-        for ref in record.media():
-            store.add(MEDIA.read(ref), ref.modality, ref.mime)
-    write_jsonl(folder / "train.jsonl", iter(record for record in RECORDS if not record.tags))
+    write_jsonl(folder / "train.jsonl", (moved(record, MEDIA, store) for record in RECORDS if not record.tags))
     return folder
 
 
