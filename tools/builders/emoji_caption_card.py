@@ -67,9 +67,9 @@ file are a fair sample.
   (`add`; it and `swap`: aspect `hallucination`). The true caption is listed first in half of the records.
 - **Questions** (`questions.*`): one per emoji. Half ask for the kind (as many yes as no), a quarter each for the name and
   for the colour.
-- **Noisy captions** (`noisy.train`): three per picture of all emoji, to stand for captions from the web: the true one, and
-  two with 1, 2 or 3 wrong attributes (5 : 3 : 2). Candidate condition `noise` counts them. Mixed with both `captions.*`,
-  50% have none wrong, 25% one, 15% two, 10% three.
+- **Noisy captions** (`noisy.*`): three per picture, to stand for captions from the web: the true one, and two with 1, 2 or 3
+  wrong attributes (5 : 3 : 2). Candidate condition `noise` counts them. Mixed with `captions.*`, 50% have none wrong, 25%
+  one, 15% two, 10% three.
 
 A wrong value is that of another picture of the same file, so it is about as common among the wrong as among the true ones; half
 of the wrong names come from the same subgroup, half of the wrong kinds from the same group. It is wrong by the table: a
@@ -80,8 +80,7 @@ caption badly, so a model can tell it without the picture; a wrong colour it can
 
 ## Splits
 Chosen and split by emoji as in `emoji-styles`: {splits["train"]:,} for training; {splits["test"]} held out,
-{HELD_OUT_SHARE:.0%} of every subgroup. "Held out" means from preferences, true captions and questions: `noisy.train`
-shows all emoji.
+{HELD_OUT_SHARE:.0%} of every subgroup. A wrong value always comes from a picture of the same split.
 
 ## Sources, licences, attribution
 {sources}

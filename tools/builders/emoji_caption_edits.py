@@ -29,6 +29,7 @@ from polyalign_image.emoji_captions import (
 )
 from polyalign_image.foreground import main_colours
 
+NOISE = (1,) * 5 + (2,) * 3 + (3,) * 2  # of ten noisy captions, so many have 1, 2 and 3 wrong attributes
 NEAR_TRIES = 8  # draws among the neighbours before all others: some have none that differ
 T = TypeVar("T")
 
@@ -141,8 +142,9 @@ def drop_or_add(picture: Picture, wrong: WrongValues) -> Edit:
     return _checked(Edit("drop", attribute, render(changed)), picture.truth)
 
 
-def noisy(picture: Picture, noise: int, wrong: WrongValues, *key: str | int) -> str:
-    """Return the true caption with ``noise`` of its attributes made wrong."""
+def noisy(picture: Picture, wrong: WrongValues, *key: str | int) -> tuple[int, str]:
+    """Return a number of attributes by ``NOISE``, and the true caption with so many of them made wrong: the same key, the same."""
+    noise = pick(NOISE, "noise", picture.name, *key)
     options = _swappable(picture.truth.caption)
     chosen = sorted(options, key=lambda attribute: keyed_seed("noise", picture.name, *key, attribute))[:noise]
     caption = picture.truth.caption
@@ -151,7 +153,7 @@ def noisy(picture: Picture, noise: int, wrong: WrongValues, *key: str | int) -> 
     text = render(caption)
     if set(false_attributes(text, picture.truth)) != set(chosen):
         raise ValueError(f"{picture.name}: {text!r} is wrong in {false_attributes(text, picture.truth)}, not in {chosen}")
-    return text
+    return noise, text
 
 
 def _swappable(caption: Caption) -> list[Attribute]:

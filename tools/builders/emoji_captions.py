@@ -30,7 +30,6 @@ TARGET = ROOT / "datasets/emoji-captions"
 DESCRIBE = "Describe the picture."
 ANNOTATOR = "rule:attributes"
 ASPECTS = {"swap": "hallucination", "add": "hallucination", "drop": "completeness"}
-NOISE = (1,) * 5 + (2,) * 3 + (3,) * 2  # of ten noisy captions, so many have 1, 2 and 3 wrong attributes
 NOISY_COPIES = 2
 LICENCES = {"noto": "Apache-2.0 AND MIT", "twemoji": "Apache-2.0 AND CC-BY-4.0 AND MIT"}
 SOURCE = Provenance(source="emojibase", method="rule")
@@ -112,8 +111,8 @@ def noisy_captions(pictures: Sequence[Picture]) -> Iterator[Record]:
     wrong = WrongValues(pictures)
     for copy in range(1 + NOISY_COPIES):
         for picture in mixed(pictures, "noisy", str(copy)):
-            noise = pick(NOISE, "noise", picture.name, copy) if copy else 0
-            caption = answer(noisy(picture, noise, wrong, copy), noise=noise)
+            noise, text = noisy(picture, wrong, copy) if copy else (0, render(picture.truth.caption))
+            caption = answer(text, noise=noise)
             yield record(f"noisy-{copy}", picture, [caption], {"name": picture.truth.name}, (f"noise:{noise}",))
 
 
@@ -128,10 +127,9 @@ def main() -> None:
     by_split = {split: [picture for picture in pictures if picture.emoji.split == split] for split in ("train", "test")}
     makers: dict[str, tuple[Maker, Sequence[Picture]]] = {
         f"{prefix}{split}.jsonl": (make, members)
-        for prefix, make in (("", preferences), ("captions.", captions), ("questions.", questions))
+        for prefix, make in (("", preferences), ("captions.", captions), ("questions.", questions), ("noisy.", noisy_captions))
         for split, members in by_split.items()
     }
-    makers["noisy.train.jsonl"] = (noisy_captions, pictures)
     made = {name: list(make(members)) for name, (make, members) in makers.items()}
     for name, records in made.items():
         write_jsonl(arguments.target / name, records)

@@ -14,12 +14,17 @@ import argparse
 import copy
 import os
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from emoji_caption_edits import Picture, WrongValues, noisy, pictures_of
+from emoji_styles import store_pictures
+from emoji_table import load_table
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -32,7 +37,8 @@ from transformers import (
 
 from polyalign.records.dataset import ExampleDataset
 from polyalign.records.samples import Prompt, Sample
-from polyalign.records.schema import MediaPart, text_of
+from polyalign.records.schema import MediaPart, TextPart, text_of
+from polyalign.records.store import MediaStore
 from polyalign.training.config import SourceConfig
 from polyalign_image.config import VisionLanguageConfig
 from polyalign_image.processor_encoder import ProcessorEncoder
@@ -41,9 +47,10 @@ from polyalign_image.vision_language import VisionLanguagePolicy, freeze
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_DIR = ROOT / "packages/polyalign-zoo/src/polyalign_zoo/models/tiny-vlm"
 DATA = "dataset:emoji-captions"
-SPLITS = ("captions.train", "captions.test", "questions.train", "questions.test", "noisy.train")
+DATA_DIR = ROOT / "datasets/emoji-captions"
+SPLITS = ("captions.train", "captions.test", "questions.train", "questions.test")
 SIDE, PATCH, VOCABULARY = 64, 16, 2000
-PICTURES, RATE, WARM_UP_STEPS, EMA_DECAY = 24, 1.5e-3, 200, 0.998
+PICTURES, RATE, WARM_UP_STEPS, EMA_DECAY = 32, 1.5e-3, 200, 0.998
 END, IMAGE = "<|end|>", "<image>"
 TEMPLATE = (
     "<s>{% for message in messages %}<|{{ message['role'] }}|>{% if message['content'] is string %}{{ message['content'] }}"
@@ -105,6 +112,25 @@ def picture_of(sample: Sample) -> str:
     return next(part.media.sha256 for part in sample.prompt[-1].parts if isinstance(part, MediaPart))
 
 
+class Passes:
+    """Every picture with its questions, its true caption, and one that is made wrong anew in each pass."""
+
+    def __init__(self, data: Sequence[Sample], pictures: Sequence[Picture]) -> None:
+        self.pictures = list(pictures)
+        self._wrong = WrongValues(pictures)
+        self._about: dict[str, list[Sample]] = defaultdict(list)
+        for sample in data:
+            self._about[picture_of(sample)].append(sample)
+
+    def samples(self, index: int, epoch: int) -> Iterator[Sample]:
+        picture = self.pictures[index]
+        for sample in self._about[picture.media.sha256]:
+            yield sample
+            if "colours" in sample.conditions:  # a caption, no question
+                _, text = noisy(picture, self._wrong, "pass", epoch)
+                yield replace(sample, response=(TextPart(text=text),))
+
+
 def train(work: Path, minutes: float) -> None:
     data = samples()
     if not (work / "processor").exists():
@@ -126,10 +152,8 @@ def train(work: Path, minutes: float) -> None:
         optimizer.load_state_dict(state["optimizer"])
         step, elapsed = state["step"], state["elapsed"]
 
-    about: dict[str, list[Sample]] = {}
-    for sample in data:
-        about.setdefault(picture_of(sample), []).append(sample)
-    pictures = list(about)
+    table = load_table(ROOT / ".cache/npm")
+    passes = Passes(data, pictures_of(table, store_pictures(table, MediaStore(DATA_DIR))))
 
     def save(seconds: float) -> None:
         parts = {"model": policy.model, "average": average, "optimizer": optimizer}
@@ -138,15 +162,17 @@ def train(work: Path, minutes: float) -> None:
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
 
     began = saved = time.time()
+    epoch = step
     order = torch.empty(0, dtype=torch.long)
     losses: list[float] = []
     while (seconds := time.time() - began + elapsed) < 60 * minutes:
         if len(order) < PICTURES:
-            order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(step))
+            epoch = step
+            order = torch.randperm(len(passes.pictures), generator=torch.Generator().manual_seed(epoch))
         chosen, order = order[:PICTURES].tolist(), order[PICTURES:]
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * (1 - seconds / (60 * minutes))
-        batch = policy.collate([sample for index in chosen for sample in about[pictures[index]]])
+        batch = policy.collate([sample for index in chosen for sample in passes.samples(index, epoch)])
         log_probs = policy(batch).log_probs
         loss = -log_probs.sum() / batch.mask.sum()
         loss.backward()
