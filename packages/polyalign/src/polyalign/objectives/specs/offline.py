@@ -1,4 +1,4 @@
-"""The built-in objectives, declared. Light: no torch here."""
+"""Supervised, pairwise, grid and mixed objectives, declared. Light: no torch here."""
 
 from __future__ import annotations
 
