@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import ObjectiveSpec
+from polyalign.plugins.specs import ObjectiveSpec, RewardSpec
 
 
 @hookimpl
@@ -13,3 +13,10 @@ def polyalign_objectives() -> Iterable[ObjectiveSpec]:
     from polyalign.objectives.specs import OBJECTIVES
 
     return OBJECTIVES
+
+
+@hookimpl
+def polyalign_rewards() -> Iterable[RewardSpec]:
+    from polyalign.rewards.specs import REWARDS
+
+    return REWARDS
