@@ -19,7 +19,7 @@ LAYERS = (
     {"errors", "randomness", "cache"},
     {"plugins"},
     {"records", "assets"},
-    {"training.config"},
+    {"training.config", "slots"},
     {"policies", "rewards", "objectives", "encoders"},
     {"evaluation"},
     {"config", "cells", "recipe_help", "recipe_text", "training", "launch", "evaluation.run"},

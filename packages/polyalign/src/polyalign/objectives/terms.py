@@ -3,61 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from pydantic import Field, PrivateAttr, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from polyalign.errors import PluginError, nearest
-from polyalign.plugins.registry import registry
 from polyalign.plugins.specs import ObjectiveSpec
-from polyalign.training.config import Config, Slot
+from polyalign.slots import PluginSlot
+from polyalign.training.config import Config
 
 _SCOPES = ("edge", "group", "batch")
 
 
-class WeightedTerm(Slot):
+class WeightedTerm(PluginSlot):
     """One objective of a weighted sum: its name, its weight, and its own options beside them."""
 
+    kind = "objectives"
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="factor on this objective's loss")
-    _spec: ObjectiveSpec = PrivateAttr()
-    _config: Config = PrivateAttr()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_text_is_a_name(cls, given: Any) -> Any:
-        return {"name": given} if isinstance(given, str) else given
-
-    @model_validator(mode="after")
-    def _look_up(self) -> WeightedTerm:
-        try:
-            spec = registry().get("objectives", self.name)
-            reader = spec.load_config() or Config
-        except PluginError as error:
-            raise ValueError(str(error)) from error
+    def _accept(self, reader: type[Config]) -> None:
         if issubclass(reader, WeightedSumConfig):
             raise ValueError(f"{self.name!r} is a weighted sum itself; write its terms here, beside the others")
-        if unknown := [key for key in self.options if key not in reader.model_fields]:
-            known = f" Known keys: weight, {', '.join(reader.model_fields)}."
-            raise ValueError(f"unknown key {unknown[0]!r} of {self.name!r}.{nearest(unknown[0], reader.model_fields) or known}")
-        assert isinstance(spec, ObjectiveSpec)
-        self._spec, self._config = spec, reader.model_validate(self.options)
-        return self
-
-    @model_serializer(mode="plain")
-    def _written(self) -> dict[str, Any]:
-        return {"name": self.name, "weight": self.weight, **self._config.model_dump(mode="json")}
 
     def __repr__(self) -> str:
         return f"{self.weight:g} * {self.name}"
 
     @property
     def spec(self) -> ObjectiveSpec:
+        assert isinstance(self._spec, ObjectiveSpec)
         return self._spec
-
-    @property
-    def config(self) -> Config:
-        """The term's own configuration, defaults filled in."""
-        return self._config
 
 
 class WeightedSumConfig(Config):

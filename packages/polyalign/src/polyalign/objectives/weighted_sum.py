@@ -9,6 +9,7 @@ from torch import LongTensor, Tensor, nn
 from polyalign.objectives.base import FeedbackTensors, Objective, Term
 from polyalign.objectives.terms import WeightedSumConfig
 from polyalign.policies.base import Scores
+from polyalign.slots import numbered
 
 
 class WeightedSum(Objective):
@@ -75,11 +76,10 @@ class WeightedSum(Objective):
 
     def _parts(self) -> Iterator[tuple[str, float, Objective]]:
         """Yield (label, weight, objective) of each term; a name that is used again is numbered."""
-        names = [term.name for term in self.config.terms]
-        for number, (term, objective) in enumerate(zip(self.config.terms, self.objectives, strict=True)):
-            again = names[:number].count(term.name)
+        labels = numbered([term.name for term in self.config.terms])
+        for label, term, objective in zip(labels, self.config.terms, self.objectives, strict=True):
             assert isinstance(objective, Objective)
-            yield f"{term.name}{f' {again + 1}' if again else ''}", term.weight, objective
+            yield label, term.weight, objective
 
 
 def _own(statistics: Mapping[str, Tensor] | None, label: str) -> dict[str, Tensor] | None:

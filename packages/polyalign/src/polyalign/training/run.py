@@ -20,6 +20,7 @@ from polyalign.records.atomic import write_text
 from polyalign.records.dataset import ExampleDataset
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
+from polyalign.slots import numbered
 from polyalign.training import checkpoint
 from polyalign.training.report import card, page
 from polyalign.training.report.judging import Judgement, judge
@@ -112,10 +113,8 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
 
 def judges(resolved: Resolved) -> tuple[dict[str, Reward], list[Evaluator]]:
     """Return the recipe's rewards by name (a name used again is numbered) and its evaluators."""
-    rewards: dict[str, Reward] = {}
-    for spec, config in resolved.rewards:
-        again = sum(name.split(" ")[0] == spec.name for name in rewards)
-        rewards[f"{spec.name} {again + 1}" if again else spec.name] = spec.load()(config)
+    labels = numbered([spec.name for spec, _ in resolved.rewards])
+    rewards = {label: spec.load()(config) for label, (spec, config) in zip(labels, resolved.rewards, strict=True)}
     return rewards, [spec.load()(config) for spec, config in resolved.evaluators]
 
 
