@@ -68,6 +68,8 @@ class Rankings:
     sample: LongTensor
     rank: LongTensor  # 0 is best; equal ranks tie
     ranking: LongTensor
+    weight: Tensor  # of the ranking, repeated for each of its samples
+    columns: Tensor  # bool: True where one response is compared under several prompts
 
 
 @dataclass
@@ -119,7 +121,7 @@ class FeedbackTensors:
         for number, example in enumerate(examples):
             count = len(example.samples)
             edges += [(e, offset, ranking_offset) for e in example.edges]
-            rankings += [(r.sample + offset, r.rank, r.ranking + ranking_offset) for r in example.rankings]
+            rankings += [(r, r.sample + offset, r.ranking + ranking_offset) for r in example.rankings]
             ratings += [(r, r.sample + offset) for r in example.ratings]
             segments += [(s, s.sample + offset) for s in example.segments]
             group += [number] * count
@@ -146,7 +148,13 @@ class FeedbackTensors:
                 aspect=tuple(e.aspect for e, _, _ in edges),
                 annotator=tuple(e.annotator for e, _, _ in edges),
             ),
-            rankings=Rankings(long([r[0] for r in rankings]), long([r[1] for r in rankings]), long([r[2] for r in rankings])),
+            rankings=Rankings(
+                sample=long([at for _, at, _ in rankings]),
+                rank=long([r.rank for r, _, _ in rankings]),
+                ranking=long([number for _, _, number in rankings]),
+                weight=real([r.weight for r, _, _ in rankings]),
+                columns=torch.tensor([r.contrast == "prompt" for r, _, _ in rankings], dtype=torch.bool),
+            ),
             ratings=Ratings(
                 long([at for _, at in ratings]),
                 real([r.value for r, _ in ratings]),

@@ -81,12 +81,14 @@ class DPO(Objective):
 
     def rewards(self, scores: Scores, reference: Scores, edges: Edges) -> tuple[Tensor, Tensor]:
         """Return (better, worse): scaled rewards less half the margin, ``[E, D]`` each."""
-        values = log_ratios(scores, reference, "sum", self.kind_scale)  # [N, D]
+        return sides(self.scaled_rewards(scores, reference), edges)
+
+    def scaled_rewards(self, scores: Scores, reference: Scores) -> Tensor:
+        """Return ``beta g(X)`` of every sample and draw, ``[N, D]``, over its length with ``reduction: mean``."""
+        values = log_ratios(scores, reference, "sum", self.kind_scale)
         if isinstance(self.config, MarginConfig):
             values = implicit_reward(values, self.config.divergence, self.config.alpha)
-        if self.config.reduction == "mean":
-            values = values / lengths(scores)
-        return sides(self.config.beta * values, edges)
+        return self.config.beta * (values / lengths(scores) if self.config.reduction == "mean" else values)
 
     def link(self, better: Tensor, worse: Tensor) -> Tensor:
         """Return the loss of scaled rewards, elementwise."""

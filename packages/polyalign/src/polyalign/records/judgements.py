@@ -60,12 +60,17 @@ def edge_of(comparison: Comparison, record: Record, members: Sequence[int], bett
     return Edge(
         better=members.index(better),
         worse=members.index(worse),
-        weight=1.0 if comparison.strength is None else comparison.strength,
+        weight=weight_of(comparison),
         aspect=comparison.aspect,
         annotator=comparison.annotator,
         ranking=ranking,
         contrast=contrast(record, better, worse) or "response",
     )
+
+
+def weight_of(comparison: Comparison) -> float:
+    """Return the weight of everything that the comparison says: its strength, or 1."""
+    return 1.0 if comparison.strength is None else comparison.strength
 
 
 def carried(record: Record, members: Sequence[int | None]) -> Carried:

@@ -81,11 +81,16 @@ class Edge:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Sample ``sample`` has rank ``rank`` (0 is best, equal ranks tie) in ranking number ``ranking`` of the example."""
+    """Sample ``sample`` has rank ``rank`` (0 is best, equal ranks tie) in ranking number ``ranking`` of the example.
+
+    ``weight`` and ``contrast`` are the ranking's own, the same for all of its samples, and mean what they mean for an `Edge`.
+    """
 
     sample: int
     rank: int
     ranking: int = 0
+    weight: float = 1.0
+    contrast: Literal["response", "prompt"] = "response"
 
 
 @dataclass(frozen=True)

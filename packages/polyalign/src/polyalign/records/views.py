@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import combinations
 
 from polyalign.records.grids import grids
-from polyalign.records.judgements import carried, contrast, desirability, edge_of, sample_of, strict_pairs
+from polyalign.records.judgements import carried, contrast, desirability, edge_of, sample_of, strict_pairs, weight_of
 from polyalign.records.samples import Example, MediaSource, Ranked, Sample
 from polyalign.records.schema import Comparison, Record, Refinement
 
@@ -47,12 +47,13 @@ def rankings(record: Record, media: MediaSource | None = None) -> list[Example]:
         if len(members) < 2 or not _one_contrast(record, members):
             continue
         rank_of = {candidate: rank for rank, tier in enumerate(comparison.ranking) for candidate in tier}
+        weight, across = weight_of(comparison), contrast(record, *members[:2]) or "response"
         examples.append(
             Example(
                 record.id,
                 tuple(sample_of(record, candidate, media) for candidate in members),
                 edges=tuple(edge_of(comparison, record, members, better, worse, 0) for better, worse in strict_pairs(comparison)),
-                rankings=tuple(Ranked(position, rank_of[candidate]) for position, candidate in enumerate(members)),
+                rankings=tuple(Ranked(at, rank_of[member], 0, weight, across) for at, member in enumerate(members)),
                 **carried(record, members),
             )
         )
