@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 import torch
 from torch import LongTensor, Tensor, nn
 
-from polyalign.policies.base import Scores
+from polyalign.policies.base import Policy, Scores
 from polyalign.records.samples import Example
 
 Scope = Literal["edge", "group", "batch"]
@@ -196,6 +196,18 @@ class Objective(nn.Module):
     def splittable(self) -> bool:
         """Whether a window may be split over micro-batches and processes."""
         return self.scope != "batch" or bool(self.statistic_names)
+
+    def attach(self, policy: Policy, data: Iterable[Example]) -> None:
+        """Make the parameters whose shapes depend on the policy or on the training data (in any order: each process sees all
+        of it). Called once, before references, optimizer and checkpoints look at the parameters. Default: nothing to do."""
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Return factors on the learning rate by parameter name, where a parameter has its own. Default: none has."""
+        return {}
+
+    def head_margins(self, scores: Scores, edges: Edges) -> Tensor | None:
+        """Return by how much the objective's own head prefers the better side, ``[E]``; None if the policy itself prefers."""
+        return None
 
     def forward(
         self,

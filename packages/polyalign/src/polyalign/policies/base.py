@@ -33,7 +33,7 @@ class Scores:
 
     ``log_probs`` ``[N, D, T]`` float32: sample, draw, decision. D is 1 except for denoising draws.
     ``mask`` ``[N, D, T]`` bool: which of them are real. ``kind`` ``[N, T]`` long: which `Kind` each decision is.
-    ``extras``: what ``want`` asked for (entropy, hidden, values, predictions, token_targets ...).
+    ``extras``: what ``want`` asked for (entropy, hidden, prompt_hidden, states, values, predictions, token_targets ...).
     """
 
     log_probs: Tensor
@@ -207,6 +207,11 @@ class Policy(nn.Module, ABC):
 
     def prepare(self, samples: Sequence[Sample], cache: Path, progress: Any = None) -> None:
         """Fill on-disk caches (latents, embeddings) for these samples before training starts. Default: nothing to do."""
+
+    @property
+    def feature_sizes(self) -> dict[str, int]:
+        """Return the width of each extra that a head can be put on: "hidden", "prompt_hidden", "states". Default: none."""
+        return {}
 
     def learning_rate_scales(self) -> dict[str, float]:
         """Return factors on the learning rate by parameter name, where a parameter has its own. Default: none has."""

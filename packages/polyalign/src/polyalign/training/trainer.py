@@ -65,6 +65,7 @@ class Trainer:
         _check_needs(objective, policy, self.processes)
 
         policy.to(self.device)
+        objective.attach(policy, (data[index] for index in range(len(data))))
         objective.to(self.device)
         if self.config.gradient_checkpointing:
             policy.enable_gradient_checkpointing()
@@ -72,7 +73,8 @@ class Trainer:
         parameters = trainable(policy)
         scales = policy.learning_rate_scales()
         scaled = [(parameter, scales.get(name, 1.0)) for name, parameter in parameters.items()]
-        scaled += [(parameter, 1.0) for parameter in objective.parameters()]
+        heads = objective.learning_rate_scales()
+        scaled += [(parameter, heads.get(name, 1.0)) for name, parameter in objective.named_parameters()]
         self.optimizer = build_optimizer(scaled, self.config.optimizer)
         average = MovingAverage(parameters, self.config.ema) if self.config.ema else None
         self.state = checkpoint.State(
@@ -177,7 +179,7 @@ class Trainer:
             from torch.distributed.fsdp import fully_shard
 
             return fully_shard(policy)
-        return self.accelerator.prepare_model(policy) if self.processes > 1 else policy
+        return self.accelerator.prepare_model(policy) if self.processes > 1 and trainable(policy) else policy
 
     def _fresh(self) -> int:
         if self.main and any(self.folder.glob("checkpoints/step-*")):
