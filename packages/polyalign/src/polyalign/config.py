@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from polyalign.cells import mismatch
 from polyalign.errors import ConfigError, PluginError, nearest
 from polyalign.plugins.registry import Registry, registry
-from polyalign.plugins.specs import VIEW_GIVES, EvaluatorSpec, ObjectiveSpec, PolicySpec, RewardSpec, Spec
+from polyalign.plugins.specs import VIEW_GIVES, EvaluatorSpec, ObjectiveSpec, PolicySpec, RewardSpec, Spec, is_function
 from polyalign.recipe_help import explain, json_schema, model_at
 from polyalign.recipe_text import Problem, apply_override, read_yaml
 from polyalign.training.config import Config, Recipe
@@ -27,10 +27,13 @@ __all__ = ["Resolved", "explain", "json_schema", "load_recipe", "read_recipe"]
 
 Read = TypeVar("Read", bound=BaseModel)
 
-# Where slots stand in a recipe, and the kind of plugin that fills each; the last two are lists.
+# Where slots stand in a recipe, and the kind of plugin that fills each; the latter are lists.
 _Path = tuple[str, ...]
 _SLOTS: dict[_Path, str] = {("policy",): "policies", ("objective",): "objectives"}
-_SLOT_LISTS: dict[_Path, str] = {("report", "rewards"): "rewards", ("report", "evaluators"): "evaluators"}
+_ONLINE, _HELD_OUT = ("online", "rewards"), ("online", "held_out_rewards")
+_JUDGES, _EVALUATORS = ("report", "rewards"), ("report", "evaluators")
+_SLOT_LISTS: dict[_Path, str] = {_ONLINE: "rewards", _HELD_OUT: "rewards", _JUDGES: "rewards", _EVALUATORS: "evaluators"}
+_Rewards = tuple[tuple[RewardSpec, Config], ...]
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,12 @@ class Resolved:
     policy_config: Config
     objective_spec: ObjectiveSpec
     objective_config: Config
-    rewards: tuple[tuple[RewardSpec, Config], ...]
+    rewards: _Rewards
     evaluators: tuple[tuple[EvaluatorSpec, Config], ...]
     view: str
     source: str
+    online_rewards: _Rewards = ()
+    held_out_rewards: _Rewards = ()
 
     def to_yaml(self) -> str:
         """Return the recipe with every default written out; reading it again gives the same run."""
@@ -54,6 +59,9 @@ class Resolved:
         tree["objective"] = _written(self.objective_spec, self.objective_config)
         tree["report"]["rewards"] = [_written(spec, config) for spec, config in self.rewards]
         tree["report"]["evaluators"] = [_written(spec, config) for spec, config in self.evaluators]
+        if tree["online"] is not None:
+            tree["online"]["rewards"] = [_written(spec, config) for spec, config in self.online_rewards]
+            tree["online"]["held_out_rewards"] = [_written(spec, config) for spec, config in self.held_out_rewards]
         tree["data"]["view"] = self.view
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 
@@ -62,15 +70,23 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, known: Regi
     """Read a recipe by name, by file, or from a run folder (its ``config.yaml``), with ``key.path=value`` overrides.
 
     Raises `ConfigError` that lists every problem with its dotted path and the nearest valid name. Paths inside a recipe
-    are relative to the working directory. ``known`` is where names are looked up; default: the installed plugins.
+    are relative to the working directory; those of reward functions (``file.py:function``) may also be relative to the
+    recipe. ``known`` is where names are looked up; default: the installed plugins.
     """
     known = known or registry()
     text, source = _find(name_or_path, known)
-    return read_recipe(text, overrides, source, known=known)
+    return read_recipe(text, overrides, source, known=known, folder=Path(source).parent if Path(source).is_file() else None)
 
 
-def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe", *, known: Registry | None = None) -> Resolved:
-    """Read the text of a recipe; see `load_recipe`. ``source`` is what errors call it."""
+def read_recipe(
+    text: str,
+    overrides: Sequence[str] = (),
+    source: str = "recipe",
+    *,
+    known: Registry | None = None,
+    folder: Path | None = None,
+) -> Resolved:
+    """Read the text of a recipe; see `load_recipe`. ``source`` is what errors call it, ``folder`` where it lies."""
     tree, problems = read_yaml(text)
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"a {type(tree).__name__}"
@@ -79,6 +95,8 @@ def read_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe"
     for override in overrides:
         problems += apply_override(tree, override)
         _expand_names(tree)
+    if folder is not None:
+        tree = _functions_found(tree, folder)
     return _resolve(tree, problems, source, known or registry())
 
 
@@ -106,7 +124,7 @@ def _find(name_or_path: str, known: Registry) -> tuple[str, str]:
 def _resolve(tree: dict[str, Any], problems: list[Problem], source: str, known: Registry) -> Resolved:
     recipe, wrong = _parse(Recipe, tree, ())
     problems += wrong
-    slots: dict[str, list[tuple[Spec, Config | None]]] = {kind: [] for kind in (*_SLOTS.values(), *_SLOT_LISTS.values())}
+    slots: dict[_Path, list[tuple[Spec, Config | None]]] = {path: [] for path in (*_SLOTS, *_SLOT_LISTS)}
     for path, kind, slot in _slots(tree):
         try:
             spec = known.get(kind, slot["name"])
@@ -116,9 +134,9 @@ def _resolve(tree: dict[str, Any], problems: list[Problem], source: str, known: 
             continue
         config, wrong = _parse(reader, {key: value for key, value in slot.items() if key != "name"}, path)
         problems += wrong
-        slots[kind].append((spec, config))
-    if slots["policies"] and slots["objectives"]:
-        policy, objective = cast(PolicySpec, slots["policies"][0][0]), _declared(*slots["objectives"][0])
+        slots[path if path in slots else path[:-1]].append((spec, config))
+    if slots[("policy",)] and slots[("objective",)]:
+        policy, objective = cast(PolicySpec, slots[("policy",)][0][0]), _declared(*slots[("objective",)][0])
         reason = mismatch(policy, objective)
         if reason:
             problems.append(Problem("objective.name", f"{objective.name!r} cannot train {policy.name!r}: {reason}"))
@@ -126,20 +144,34 @@ def _resolve(tree: dict[str, Any], problems: list[Problem], source: str, known: 
         if view in VIEW_GIVES and (lacking := objective.lacking_in(view)):
             way_out = f"leave it out, or write {objective.view}"
             problems.append(Problem("data.view", f"{view!r} gives no {lacking}, which {objective.name!r} needs; {way_out}"))
+        problems += _online_problems(tree, objective)
     if problems:
         raise _error(source, problems)
     assert recipe is not None
     return Resolved(
         recipe=recipe,
         policy_spec=policy,
-        policy_config=cast(Config, slots["policies"][0][1]),
+        policy_config=cast(Config, slots[("policy",)][0][1]),
         objective_spec=objective,
-        objective_config=cast(Config, slots["objectives"][0][1]),
-        rewards=cast("tuple[tuple[RewardSpec, Config], ...]", tuple(slots["rewards"])),
-        evaluators=cast("tuple[tuple[EvaluatorSpec, Config], ...]", tuple(slots["evaluators"])),
+        objective_config=cast(Config, slots[("objective",)][0][1]),
+        rewards=cast(_Rewards, tuple(slots[_JUDGES])),
+        evaluators=cast("tuple[tuple[EvaluatorSpec, Config], ...]", tuple(slots[_EVALUATORS])),
         view=objective.view if recipe.data.view == "auto" else recipe.data.view,
         source=source,
+        online_rewards=cast(_Rewards, tuple(slots[_ONLINE])),
+        held_out_rewards=cast(_Rewards, tuple(slots[_HELD_OUT])),
     )
+
+
+def _online_problems(tree: dict[str, Any], objective: ObjectiveSpec) -> Iterator[Problem]:
+    """Yield where the view of the data and the ``online`` section do not go together."""
+    view = _at(tree, ("data", "view")) or "auto"
+    prompts = (objective.view if view == "auto" else view) == "prompts"
+    if prompts and _at(tree, ("online",)) is None:
+        yield Problem("online", "missing; the policy answers prompts itself, so say who judges: online: {rewards: [...]}")
+    if not prompts and _at(tree, ("online",)) is not None:
+        way_out = "; drop it, or write data.view: prompts" if not objective.lacking_in("prompts") else "; drop it"
+        yield Problem("online", f"{objective.name!r} here reads the {objective.view!r} view of the data, not rollouts{way_out}")
 
 
 def _declared(spec: Spec, config: Config | None) -> ObjectiveSpec:
@@ -177,6 +209,18 @@ def _expand_names(tree: dict[str, Any]) -> None:
         for position, item in enumerate(items if isinstance(items, list) else ()):
             if isinstance(item, str):
                 items[position] = {"name": item}
+
+
+def _functions_found(tree: Any, folder: Path) -> Any:
+    """Return the tree with each ``file.py:function`` that lies beside the recipe, and not where we are, named by its path."""
+    if isinstance(tree, dict):
+        return {key: _functions_found(value, folder) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_functions_found(value, folder) for value in tree]
+    if isinstance(tree, str) and is_function("rewards", tree):
+        path, _, function = tree.rpartition(":")
+        return f"{folder / path}:{function}" if not Path(path).is_file() and (folder / path).is_file() else tree
+    return tree
 
 
 def _written(spec: Spec, config: Config) -> dict[str, Any]:

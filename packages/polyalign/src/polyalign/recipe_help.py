@@ -53,7 +53,7 @@ def explain(kind: str, name: str, *, known: Registry | None = None) -> str:
         return _explain_section(name)
     known, kind = known or registry(), plural(kind)
     spec = known.get(kind, name)
-    owner = next(entry.distribution for entry in known.entries(kind) if entry.spec is spec)
+    owner = next((entry.distribution for entry in known.entries(kind) if entry.spec is spec), "a file of yours")
     lines = [f"{spec.name} ({singular(kind)}, from {owner})", f"  {spec.summary}"]
     if isinstance(spec, ObjectiveSpec):
         lines += [f"  source: {spec.source}"]
@@ -146,6 +146,8 @@ def json_schema(*, known: Registry | None = None) -> dict[str, Any]:
     schema["properties"]["objective"] = {"$ref": "#/$defs/objectives"}
     for kind in ("rewards", "evaluators"):
         definitions["ReportConfig"]["properties"][kind]["items"] = {"$ref": f"#/$defs/{kind}"}
+    for name in ("rewards", "held_out_rewards"):
+        definitions["OnlineConfig"]["properties"][name]["items"] = {"$ref": "#/$defs/rewards"}
     definitions.pop("Slot", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

@@ -13,6 +13,12 @@ from polyalign.policies.base import Policy, Scores
 from polyalign.records.samples import Example
 
 Scope = Literal["edge", "group", "batch"]
+Total = Callable[[Tensor], Tensor]
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """Return the tensor: what a total over processes is where there is one."""
+    return tensor
 
 
 class Term(NamedTuple):
@@ -81,6 +87,40 @@ class Segments:
     unit: tuple[str, ...] = ()
 
 
+@dataclass
+class Experience:
+    """What the policy did itself, how it was rewarded, and with what likelihood it did so, for the N samples of a batch.
+
+    All without gradient, taken when the samples were generated. Decisions are padded as in `Scores`; what stands at padding
+    means nothing.
+
+    ``rewards`` ``[N]``: one number per sample, as rewarded (before any penalty). ``advantages`` ``[N]`` or ``[N, T]``: how much
+    better than expected, per sample or per decision; zeros until `Objective.appraise` has filled them in.
+    ``old_log_probs`` ``[N, D, T]``: of the decisions under the policy that made them; None where a sampler keeps none.
+    ``reference_log_probs`` ``[N, D, T]`` and ``old_values`` ``[N, T]``: where `Objective.appraises_with` asks for them.
+    ``returns`` ``[N, T]``: what a value head should have predicted. ``longest``: the most decisions a response may have.
+    """
+
+    rewards: Tensor
+    advantages: Tensor
+    old_log_probs: Tensor | None = None
+    reference_log_probs: Tensor | None = None
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
+    longest: int = 0
+
+    def rows(self, chosen: Tensor, decisions: int) -> Experience:
+        """Return the samples ``chosen`` (indices), padded to ``decisions``."""
+
+        def cut(name: str) -> object:
+            value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                return value
+            return value[chosen] if value.ndim == 1 else value[chosen][..., :decisions]
+
+        return Experience(**{f.name: cut(f.name) for f in fields(self)})  # type: ignore[arg-type]
+
+
 RESPONSE, MISMATCH, SELF_SAMPLE = 0, 1, 2
 _ROLES = {"response": RESPONSE, "mismatch": MISMATCH, "self_sample": SELF_SAMPLE}
 
@@ -91,6 +131,7 @@ class FeedbackTensors:
 
     ``group`` ``[N]``: number of the example a sample belongs to. ``role`` ``[N]``: RESPONSE, MISMATCH or SELF_SAMPLE.
     ``label`` ``[N]``: +1 desirable, -1 undesirable, 0 unlabelled. ``groups``: how many examples the batch holds.
+    ``experience``: where the policy generated the samples itself; the samples of one prompt are one group.
     """
 
     edges: Edges
@@ -101,12 +142,13 @@ class FeedbackTensors:
     role: LongTensor
     label: LongTensor
     groups: int
+    experience: Experience | None = None
 
     def to(self, device: torch.device | str) -> FeedbackTensors:
         def moved(part: object) -> object:
             if isinstance(part, Tensor):
                 return part.to(device)
-            if isinstance(part, Edges | Rankings | Ratings | Segments):
+            if isinstance(part, Edges | Rankings | Ratings | Segments | Experience):
                 return type(part)(**{f.name: moved(getattr(part, f.name)) for f in fields(part)})  # type: ignore[arg-type]
             return part
 
@@ -179,10 +221,12 @@ class Objective(nn.Module):
     """Loss over scores and feedback. May own parameters and buffers: they are optimised, saved and resumed.
 
     ``needs``: what must be there before the run starts; names of `Policy.provides`, and "reference", "edges", "rankings",
-    "labels", "ratings", "segments", "mismatch", "grid".
+    "labels", "ratings", "segments", "mismatch", "grid", "rollouts".
     ``wants``: extras that the policy's forward must return.
     ``scope``: "edge" or "group" terms add up over any split of the data; "batch" terms need statistics of the whole
     window, which `statistics` supplies (else accumulation is refused); ``statistic_names`` names them.
+    ``appraises_with``: None for objectives that read no `Experience`; else which scores `appraise` wants of the samples as they
+    were generated: "reference", "values", or nothing besides rewards and old log-probabilities.
     ``training`` (of every module) is off while held-out data is scored: state such as a running mean then stands still.
     """
 
@@ -191,6 +235,7 @@ class Objective(nn.Module):
     scope: Scope = "edge"
     statistic_names: tuple[str, ...] = ()
     value_at_reference: float | None = None
+    appraises_with: frozenset[str] | None = None
 
     @property
     def splittable(self) -> bool:
@@ -231,6 +276,18 @@ class Objective(nn.Module):
 
     def observe(self, statistics: Mapping[str, Tensor]) -> None:
         """Take in the statistics of a window that has been trained on. Called once per optimiser step, on every process."""
+
+    def appraise(self, experience: Experience, mask: Tensor, group: LongTensor, total: Total = alone) -> Experience:
+        """Return fresh experience with its advantages (and returns) filled in. Called once per round of rollouts.
+
+        ``mask`` ``[N, D, T]``: which decisions are real; ``group`` ``[N]``: which prompt a sample belongs to, whole groups;
+        ``total`` adds a tensor up over all processes. The default leaves the experience as it is.
+        """
+        return experience
+
+    def metrics(self, scores: Scores, references: Mapping[str, Scores], feedback: FeedbackTensors) -> dict[str, Term]:
+        """Return detached numbers worth watching besides the loss, as `Term`s under the same names for every batch."""
+        return {}
 
     def weights(self, scores_mask: Tensor, kind: LongTensor, feedback: FeedbackTensors) -> dict[str, Tensor]:
         """Return each term's weight before any forward pass, from the mask and the feedback alone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from polyalign.errors import PluginError
@@ -74,9 +75,34 @@ class EncoderSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSpec(Spec):
-    """Samples to one number each; higher is better."""
+    """Samples to one number each; higher is better. ``rule``: a check on [0, 1] that needs no weights and no network and is
+    safe on options that nobody has looked at, so that a record may name it among its constraints."""
 
     inputs: tuple[str, ...] = ()
+    rule: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionSpec(RewardSpec):
+    """A user's own function; ``name`` is ``file.py:function``."""
+
+    def load(self) -> Any:
+        return partial(super().load(), self.name)
+
+
+def is_function(kind: str, name: str) -> bool:
+    """Return whether a slot of this kind names a user's function instead of a plugin's thing."""
+    return kind == "rewards" and ".py:" in name
+
+
+def function_spec(name: str) -> FunctionSpec:
+    """Return the spec of the reward ``file.py:function``."""
+    return FunctionSpec(
+        name=name,
+        summary="a function of one's own",
+        target="polyalign.rewards.functions:FunctionReward",
+        config="polyalign.rewards.config:FunctionConfig",
+    )
 
 
 # What each view of records gives an objective. Ratings and segments come along in every view, where the data has them.
@@ -86,6 +112,7 @@ VIEW_GIVES = {
     "unpaired": frozenset({"labels", "mismatch"}),
     "grids": frozenset({"edges", "grid"}),
     "sft": frozenset[str](),
+    "prompts": frozenset({"rollouts", "edges", "rankings"}),  # the policy answers and a reward ranks, at every step
 }
 NEEDS_OF_VIEWS = frozenset[str]().union(*VIEW_GIVES.values())
 
@@ -106,6 +133,18 @@ class ObjectiveSpec(Spec):
     def lacking_in(self, view: str) -> str:
         """Return what the objective needs and this view never gives, in words, or an empty string."""
         return ", ".join(sorted((set(self.needs) & NEEDS_OF_VIEWS) - VIEW_GIVES[view]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImporterSpec(Spec):
+    """Reads a foreign data set; target is a `polyalign.records.importing.base.Importer` subclass.
+
+    ``layout`` says which files and columns it reads. ``unverified``: what of it no copy of the data set has confirmed.
+    """
+
+    layout: str
+    inputs: tuple[str, ...] = ()
+    unverified: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +179,7 @@ KINDS: dict[str, type[Spec]] = {
     "encoders": EncoderSpec,
     "rewards": RewardSpec,
     "objectives": ObjectiveSpec,
+    "importers": ImporterSpec,
     "evaluators": EvaluatorSpec,
     "recipes": RecipeSpec,
     "datasets": DatasetSpec,

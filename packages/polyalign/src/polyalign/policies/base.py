@@ -108,17 +108,28 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Noised:
+    """The response noised to level t by the draw that ``key`` names. Rollouts keep the ``clean`` latents, and the
+    ``prediction`` of the weights that drew them, for solver-free objectives."""
+
     t: float
     key: str
+    clean: Tensor | None = None
+    prediction: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Transition:
+    """A step of a stochastic sampler: ``x_next`` is a draw from ``N(state * x_t + prediction * p(x_t, t), std^2)``, where p is
+    what the network predicts, guided by ``guidance``."""
+
     x_t: Tensor
     x_next: Tensor
     t: float
     sampler: str
     guidance: float = 1.0
+    state: float = 1.0
+    prediction: float = 1.0
+    std: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,11 @@ class Collator(ABC):
 
     @abstractmethod
     def __call__(self, samples: Sequence[Sample]) -> Batch: ...
+
+    def of_rollouts(self, rollouts: Sequence[Rollout]) -> Batch:
+        """Return a batch that scores the rollouts' own decisions, as they were made. Rows of ``mask`` hold, in order, the
+        decisions that ``old_log_probs`` are of."""
+        raise TrainingError(f"{type(self).__name__} cannot score rollouts, so its policy cannot be trained online")
 
     def cost(self, sample: Sample) -> int:
         """Return what the sample costs against a micro-batch budget (tokens, or pixels); 1 if only counts matter."""

@@ -86,7 +86,23 @@ def sft(record: Record, media: MediaSource | None = None) -> list[Example]:
     ]
 
 
-VIEWS: dict[str, View] = {"pairs": pairs, "rankings": rankings, "unpaired": unpaired, "grids": grids, "sft": sft}
+def prompts(record: Record, media: MediaSource | None = None) -> list[Example]:
+    """Return one example per distinct prompt: a single sample with nothing in its response, for the policy to answer."""
+    first: dict[object, int] = {}
+    for candidate in range(len(record.candidates)):
+        first.setdefault(record.prompt_of(candidate), candidate)
+    samples = [sample_of(record, candidate, media) for candidate in first.values()]
+    return [Example(record.id, (replace(sample, response=()),)) for sample in samples]
+
+
+VIEWS: dict[str, View] = {
+    "pairs": pairs,
+    "rankings": rankings,
+    "unpaired": unpaired,
+    "grids": grids,
+    "sft": sft,
+    "prompts": prompts,
+}
 
 
 def with_mismatch(example: Example, other: Sample, media: MediaSource | None) -> Example:

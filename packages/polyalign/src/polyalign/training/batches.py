@@ -7,7 +7,7 @@ processes change neither the examples of a step nor their noise.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch.utils.data import DataLoader, Dataset
@@ -42,10 +42,11 @@ class MicroBatch:
 
 @dataclass
 class Window:
-    """The micro-batches of one optimiser step on this process."""
+    """The micro-batches of one optimiser step on this process. ``metrics``: what making them found out, to be logged."""
 
     step: int
     micro_batches: list[MicroBatch]
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def collate_examples(examples: Sequence[Example], collator: Collator) -> MicroBatch:

@@ -38,12 +38,50 @@ class SourceConfig(Config):
 class DataConfig(Config):
     train: tuple[SourceConfig, ...] = Field(min_length=1)
     eval: tuple[SourceConfig, ...] = ()
-    view: Literal["pairs", "rankings", "unpaired", "grids", "sft", "auto"] = "auto"
+    view: Literal["pairs", "rankings", "unpaired", "grids", "sft", "prompts", "auto"] = "auto"
     aspect: str | None = Field(None, description="use only feedback about this aspect")
     tags: tuple[str, ...] = Field((), description="use only records that carry all of these tags")
     workers: int = Field(0, ge=0, description="loader worker processes")
     prefetch: int = Field(2, ge=1, description="batches each worker prepares ahead")
     max_skipped: float = Field(0.01, ge=0, le=1, description="share of bad records above which the run fails")
+
+
+class OverlongConfig(Config):
+    """Soft punishment of responses that come close to the longest allowed (DAPO, arXiv 2503.14476, eq. 13)."""
+
+    buffer: int = Field(gt=0, description="last decisions before the limit, over which the punishment grows from 0 to its all")
+    penalty: float = Field(1.0, gt=0, description="taken off the reward of a response that is cut off at the limit")
+
+
+class OnlineConfig(Config):
+    """The policy answers prompts itself, and rewards judge the answers. ``training.batch_size`` counts prompts per step."""
+
+    rewards: tuple[Slot, ...] = Field(min_length=1, description="judge what is trained on; several are added up")
+    weights: tuple[float, ...] = Field((), description="factor on each reward; none: 1 each")
+    held_out_rewards: tuple[Slot, ...] = Field((), description="judge and report, but are never trained on")
+    samples_per_prompt: int = Field(8, gt=0, description="responses per prompt: the group that advantages compare")
+    decoding: dict[str, Any] = Field(
+        default_factory=dict, description="how responses are drawn, as the policy's generate takes it"
+    )
+    minibatches: int = Field(1, gt=0, description="steps that one round of responses is spread over, batch_size prompts each")
+    epochs: int = Field(1, gt=0, description="passes over one round of responses")
+    resample: int = Field(0, ge=0, description="further prompts tried per place whose responses all earn the same (DAPO)")
+    pairs: Literal["best_worst", "all"] = Field(
+        "best_worst", description="which responses of a group are compared as preferences"
+    )
+    overlong: OverlongConfig | None = None
+    demonstrations: tuple[SourceConfig, ...] = Field((), description="data whose responses every step imitates too (sft view)")
+    demonstrations_per_step: int = Field(8, gt=0)
+
+    @property
+    def steps_per_round(self) -> int:
+        return self.minibatches * self.epochs
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> OnlineConfig:
+        if self.weights and len(self.weights) != len(self.rewards):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.rewards)} rewards; give one each, or none")
+        return self
 
 
 class ReferenceConfig(Config):
@@ -115,6 +153,7 @@ class Recipe(Config):
     data: DataConfig
     objective: Slot
     reference: ReferenceConfig = ReferenceConfig()
+    online: OnlineConfig | None = Field(None, description="how the policy makes its own data; for objectives that need rollouts")
     training: TrainingConfig = TrainingConfig()
     report: ReportConfig = ReportConfig()
     licence: str = Field("", description="licence of the resulting weights, for the model card")
@@ -124,4 +163,24 @@ class Recipe(Config):
     def _one_budget(self) -> Recipe:
         if self.training.micro_batch_size and self.training.micro_batch_budget:
             raise ValueError("training.micro_batch_size and training.micro_batch_budget exclude each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_rounds(self) -> Recipe:
+        """A round in progress is not stored, so a run can only be resumed exactly between rounds."""
+        if self.online is None:
+            return self
+        round_, every = self.online.steps_per_round, self.training.checkpoint.every
+        if every and every % round_:
+            raise ValueError(
+                f"training.checkpoint.every={every} is not a multiple of {round_}, the steps of a round (online.minibatches * "
+                "online.epochs), and a run resumes exactly only between rounds"
+            )
+        for name, clashing in (
+            ("training.micro_batch_budget", self.training.micro_batch_budget),
+            ("training.sharding=fully_shard", self.training.sharding == "fully_shard"),
+            ("reference.cache", self.reference.cache),
+        ):
+            if clashing:
+                raise ValueError(f"{name} does not go with online: responses are new at every step, and whole groups; drop it")
         return self

@@ -25,14 +25,17 @@ from polyalign.training import checkpoint
 from polyalign.training.report import card, page
 from polyalign.training.report.judging import Judgement, judge
 from polyalign.training.report.samples import Response, generate
+from polyalign.training.rollouts import Judges
 from polyalign.training.trainer import Trained, Trainer
 
 if TYPE_CHECKING:
     from polyalign.config import Resolved
     from polyalign.evaluation.base import Evaluator
     from polyalign.objectives.base import Objective
+    from polyalign.plugins.specs import RewardSpec
     from polyalign.policies.base import Policy
     from polyalign.rewards.base import Reward
+    from polyalign.training.config import Config
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
     train_set, held_out = datasets(resolved)
     policy, objective = build(resolved)
     cache = cache_folder()
-    policy.prepare(all_samples(train_set, held_out), cache)
+    shown = recipe.online.demonstrations if recipe.online else ()
+    demonstrations = ExampleDataset(shown, "sft", max_skipped=recipe.data.max_skipped) if shown else None
+    policy.prepare(all_samples(train_set, held_out, demonstrations), cache)
     prompts = report_prompts(resolved, train_set, held_out)
     rank = int(os.environ.get("RANK", "0"))
     main = rank == 0
@@ -92,7 +97,8 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
     reference = None
     if "reference" in objective.needs:
         reference = build_reference(policy, recipe.reference, cache / "reference", rank, recipe.training.precision)
-    trainer = Trainer(recipe, policy, objective, reference, train_set, held_out, out)
+    judged = rollout_judges(resolved)
+    trainer = Trainer(recipe, policy, objective, reference, train_set, held_out, out, judged, demonstrations)
     trained = trainer.train(resume)
     if trainer.sharded:  # one process cannot save or sample from its shard: take the whole weights from the checkpoint
         policy = build(resolved)[0]
@@ -112,10 +118,21 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
 
 
 def judges(resolved: Resolved) -> tuple[dict[str, Reward], list[Evaluator]]:
-    """Return the recipe's rewards by name (a name used again is numbered) and its evaluators."""
-    labels = numbered([spec.name for spec, _ in resolved.rewards])
-    rewards = {label: spec.load()(config) for label, (spec, config) in zip(labels, resolved.rewards, strict=True)}
-    return rewards, [spec.load()(config) for spec, config in resolved.evaluators]
+    """Return the rewards of the recipe's report by name and its evaluators."""
+    return _rewards(resolved.rewards), [spec.load()(config) for spec, config in resolved.evaluators]
+
+
+def rollout_judges(resolved: Resolved) -> Judges | None:
+    """Return what judges the policy's own responses in an online run; None for other runs."""
+    if resolved.recipe.online is None:
+        return None
+    return Judges(resolved.recipe.online, _rewards(resolved.online_rewards), _rewards(resolved.held_out_rewards))
+
+
+def _rewards(slots: Sequence[tuple[RewardSpec, Config]]) -> dict[str, Reward]:
+    """Return rewards by name; a name used again is numbered."""
+    labels = numbered([spec.name for spec, _ in slots])
+    return {label: spec.load()(config) for label, (spec, config) in zip(labels, slots, strict=True)}
 
 
 def write_report(

@@ -24,8 +24,10 @@ from polyalign.randomness import keyed_seed
 from polyalign.training import checkpoint
 from polyalign.training.batches import ExampleSource, Steps, fixed_batches
 from polyalign.training.config import Recipe
+from polyalign.training.online import RolloutSteps
 from polyalign.training.optimizer import MovingAverage, build_optimizer, learning_rate
 from polyalign.training.progress import Progress
+from polyalign.training.rollouts import Judges
 from polyalign.training.tracking import Metrics
 from polyalign.training.window import NonFiniteLoss, WindowLoss
 
@@ -40,7 +42,10 @@ class Trained:
 
 
 class Trainer:
-    """Trains ``policy`` on ``data`` by ``objective``. The reference must be built before (it holds the starting weights)."""
+    """Trains ``policy`` on ``data`` by ``objective``. The reference must be built before (it holds the starting weights).
+
+    With ``recipe.online`` the data are prompts, whose answers the ``judges`` reward; ``demonstrations`` are imitated beside them.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,8 @@ class Trainer:
         data: ExampleSource,
         held_out: ExampleSource | None,
         folder: Path,
+        judges: Judges | None = None,
+        demonstrations: ExampleSource | None = None,
     ) -> None:
         self.recipe, self.config, self.folder = recipe, recipe.training, folder
         self.policy, self.objective, self.reference = policy, objective, reference
@@ -81,15 +88,17 @@ class Trainer:
             parameters, objective, self.optimizer, average, {"step": 0, "best": None, "best_step": None}
         )
 
-        self.steps = Steps(data, policy.collator, self.config, self.rank, self.processes)
+        self.rollouts = self._rollouts(data, judges, demonstrations)
+        self.steps = self.rollouts or Steps(data, policy.collator, self.config, self.rank, self.processes)
         size = self.config.micro_batch_size or self.config.batch_size
         if held_out is not None and len(held_out) < self.processes:
             raise TrainingError(
                 f"{len(held_out)} held-out examples do not cover {self.processes} processes; add data or drop data.eval"
             )
+        self.held_out_prompts = held_out if self.rollouts else None
         self.held_out = (
             fixed_batches(held_out, policy.collator, self.config, self.config.eval_batches * size, self.rank, self.processes)
-            if held_out is not None
+            if held_out is not None and not self.rollouts
             else []
         )
         self.loss = WindowLoss(self.wrapped, reference, objective, self.device, self.config.precision)
@@ -99,16 +108,16 @@ class Trainer:
         start = self._resume() if resume else self._fresh()
         metrics = self._metrics(start if resume and start else None)
         row: dict[str, Any] = metrics.rows[-1] if metrics and metrics.rows else {}
-        if start == 0 and self.held_out:
+        if start == 0 and self._evaluates:
             self._log(metrics, 0, self._evaluate(), {})
         windows = self.steps.loader(start, self.config.steps, self.recipe.data.workers, self.recipe.data.prefetch)
         with Progress(self.recipe.name, start, self.config.steps, self.main) as progress:
             for window in windows:
                 began = time.perf_counter()
-                values = self._step(window.step, window.micro_batches)
+                values = self._step(window.step, window.micro_batches) | window.metrics
                 step = window.step + 1
                 self.state.progress["step"] = step
-                if self._due(self.config.eval_every, step) and self.held_out:
+                if self._due(self.config.eval_every, step) and self._evaluates:
                     values |= self._evaluate()
                 if self._due(self.config.log_every, step) or any(name.startswith("eval/") for name in values):
                     row = self._log(metrics, step, values, {"seconds": time.perf_counter() - began})
@@ -168,11 +177,42 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
+    @property
+    def _evaluates(self) -> bool:
+        return bool(self.held_out) or self.held_out_prompts is not None
+
     def _evaluate(self) -> dict[str, float]:
         self.policy.eval()
-        return {f"eval/{name}": value for name, value in self.loss.evaluate(self.held_out).items()}
+        if self.rollouts and self.held_out_prompts is not None:
+            found = self.rollouts.evaluate(self.held_out_prompts)
+        else:
+            found = self.loss.evaluate(self.held_out)
+        return {f"eval/{name}": value for name, value in found.items()}
 
     # around the steps
+
+    def _rollouts(self, data: ExampleSource, judges: Judges | None, demonstrations: ExampleSource | None) -> RolloutSteps | None:
+        online = self.recipe.online
+        if online is None:
+            return None
+        if judges is None:
+            raise TrainingError("an online run needs judges of what the policy generates")
+        shown = None
+        if demonstrations is not None:
+            settings = self.config.model_copy(update={"batch_size": online.demonstrations_per_step})
+            shown = Steps(demonstrations, self.policy.collator, settings, self.rank, self.processes)
+        return RolloutSteps(
+            data,
+            self.policy,
+            self.objective,
+            self.reference,
+            judges,
+            online,
+            self.config,
+            shown,
+            self.rank,
+            self.processes,
+        )
 
     def _wrap(self, policy: Policy) -> Any:
         if self.sharded:

@@ -57,6 +57,24 @@ class Totals:
         return {name: float(pair[0] / pair[1]) for name, pair in self.pairs.items() if float(pair[1]) != 0.0}
 
 
+def total(tensor: Tensor) -> Tensor:
+    """Return the tensor added up over all processes; every process must call it."""
+    if processes() == 1:
+        return tensor
+    summed = tensor.clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def largest(number: int) -> int:
+    """Return the largest of all processes' numbers; every process must call it."""
+    if processes() == 1:
+        return number
+    everywhere = [0] * processes()
+    dist.all_gather_object(everywhere, number)
+    return max(everywhere)
+
+
 def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -176,7 +194,8 @@ class WindowLoss:
 
     def _metrics(self, scores: Scores, references: Mapping[str, Scores], micro: MicroBatch) -> dict[str, Term]:
         with torch.no_grad():
-            return preference_metrics(scores, references.get("reference"), micro.feedback)
+            own = self.objective.metrics(scores, references, micro.feedback)
+            return preference_metrics(scores, references.get("reference"), micro.feedback) | own
 
     def _culprits(self, micro: MicroBatch, scores: Scores) -> list[str]:
         """Name the records whose own scores are not finite, or all of the micro-batch if none stands out."""
