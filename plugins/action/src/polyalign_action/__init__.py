@@ -1,0 +1,1 @@
+"""Embodied action for polyalign: policies over gymnasium environments, whose responses are trajectories."""

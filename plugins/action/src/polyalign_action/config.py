@@ -1,0 +1,28 @@
+"""What a recipe can set about an action policy and its rewards. Light: no torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from polyalign.training.config import Config
+
+
+class ActionConfig(Config):
+    """A multilayer perceptron over the observations of a gymnasium environment."""
+
+    environment: str = Field("CartPole-v1", description="gymnasium id whose spaces the policy has; prompts name what is played")
+    base: str | None = Field(None, description="folder that an earlier run saved; none: fresh weights")
+    hidden: tuple[int, ...] = Field((64, 64), min_length=1, description="width of each hidden layer, actor and critic alike")
+    activation: Literal["tanh", "relu"] = "tanh"
+    goal: int = Field(0, ge=0, description="how many goal numbers a prompt gives; they join every observation")
+    value_head: bool = Field(False, description="add a critic, a network of its own, for actor-critic objectives")
+    initial_std: float = Field(0.5, gt=0, description="first deviation of real-valued actions, in half-widths of the space")
+    max_steps: int | None = Field(None, gt=0, description="cut episodes there, if the environment's own limit is not shorter")
+
+
+class ReturnConfig(Config):
+    """The ``return`` reward: the sum of an episode's rewards, step t's multiplied by discount^t."""
+
+    discount: float = Field(1.0, gt=0, le=1)

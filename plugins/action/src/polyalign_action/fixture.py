@@ -1,0 +1,101 @@
+"""Two tiny policies, of discrete and of real-valued actions, with episodes played by scripts: what the cells test trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from polyalign.errors import MediaError
+from polyalign.policies.base import Policy
+from polyalign.policies.fixture import PolicyFixture
+from polyalign.records.schema import Comparison, MediaRef, Record
+from polyalign.records.store import reference_to
+from polyalign_action.config import ActionConfig
+from polyalign_action.environments import Spaces, open_environment, play
+from polyalign_action.episodes import candidate_of, record_of
+from polyalign_action.policy import build
+from polyalign_action.tasks import Task
+from polyalign_action.trajectory import Trajectory
+
+Script = Callable[[Tensor], Tensor]  # observations [1, O] -> actions
+
+
+class InMemory:
+    """Media without a folder."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+
+    def add(self, data: bytes, modality: str, mime: str) -> MediaRef:
+        ref = reference_to(data, modality, mime)
+        self.data[ref.sha256] = data
+        return ref
+
+    def read(self, ref: MediaRef) -> bytes:
+        return self.data[ref.sha256]
+
+    def path(self, ref: MediaRef) -> Path:
+        raise MediaError("these trajectories are in memory only; use read()")
+
+
+def scripted(name: str, script: Script, seed: int, steps: int) -> Trajectory:
+    """Return the episode that the script plays from ``seed``, cut after ``steps``."""
+    with closing(open_environment(name)) as environment:
+        (episode,) = play([environment], [seed], [steps], Spaces.of(environment), lambda seen, numbers, step: script(seen))
+    return episode
+
+
+def records(name: str, media: InMemory, good: Script, bad: Script, plus: Script, minus: Script) -> list[Record]:
+    """Return four pairs (the good script's longer episode wins), then two grids: goal 1 asks for ``plus``, -1 for ``minus``."""
+    found = []
+    for number in range(4):
+        pair = [scripted(name, script, number, steps) for script, steps in ((good, 6 + number), (bad, 5 + number))]
+        found.append(record_of(f"pair-{number}", Task(name, number, (1.0,)), pair, media.add, returns=(1.0, 0.0)))
+    for number in range(2):
+        episodes = [scripted(name, script, 10 + number, 5) for script in (plus, minus)]
+        cells = [(Task(name, 10 + number, (goal,)), episode) for goal in (1.0, -1.0) for episode in episodes]
+        better_worse = [(0, 1), (3, 2), (0, 2), (3, 1)]  # rows (one goal), then columns (one episode)
+        found.append(
+            Record(
+                id=f"grid-{number}",
+                candidates=tuple(candidate_of(episode, media.add, prompt=task.prompt()) for task, episode in cells),
+                feedback=tuple(Comparison(ranking=((better,), (worse,))) for better, worse in better_worse),
+                tags=("grid",),
+            )
+        )
+    return found
+
+
+def cart_pole() -> Policy:
+    """Return a fresh policy over CartPole, the same each time."""
+    return build(ActionConfig(environment="CartPole-v1", hidden=(16,), goal=1))
+
+
+def pendulum() -> Policy:
+    """Return a fresh policy over Pendulum, the same each time."""
+    return build(ActionConfig(environment="Pendulum-v1", hidden=(16,), goal=1))
+
+
+def fixture() -> tuple[PolicyFixture, PolicyFixture]:
+    """Return what the cells test needs: CartPole (two actions), then Pendulum (a torque)."""
+    media = InMemory()
+
+    def balance(seen: Tensor) -> Tensor:
+        return (seen[:, 2] + seen[:, 3] > 0).long()
+
+    def push(action: int) -> Script:
+        return lambda seen: torch.full((1,), action)
+
+    def swing(seen: Tensor) -> Tensor:
+        return 2 * torch.sign(seen[:, 2:])
+
+    def torque(strength: float) -> Script:
+        return lambda seen: torch.full((1, 1), strength)
+
+    carts = records("CartPole-v1", media, balance, push(0), push(1), push(0))
+    pendulums = records("Pendulum-v1", media, swing, lambda seen: -swing(seen), torque(0.5), torque(-0.5))
+    return PolicyFixture(cart_pole, carts, media, 3e-4), PolicyFixture(pendulum, pendulums, media, 3e-4)

@@ -1,0 +1,51 @@
+"""What this distribution adds to polyalign. Light: importing it costs milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from polyalign.plugins.hookspecs import hookimpl
+from polyalign.plugins.specs import ModalitySpec, PolicySpec, RewardSpec
+
+
+@hookimpl
+def polyalign_modalities() -> Iterable[ModalitySpec]:
+    return [
+        ModalitySpec(
+            name="trajectory",
+            summary="an episode: observations, actions and rewards, as safetensors",
+            target="polyalign_action.trajectory:TrajectoryModality",
+            mimes=("application/x-trajectory+safetensors",),
+        )
+    ]
+
+
+@hookimpl
+def polyalign_policies() -> Iterable[PolicySpec]:
+    return [
+        PolicySpec(
+            name="action",
+            summary="a multilayer perceptron that acts in gymnasium environments, by discrete or real-valued actions",
+            target="polyalign_action.policy:build",
+            config="polyalign_action.config:ActionConfig",
+            requires=("torch", "gymnasium"),
+            family="continuous",
+            inputs=("text",),
+            outputs=("trajectory",),
+            provides=("log_probs", "entropy", "hidden"),
+            fixture="polyalign_action.fixture:fixture",
+        )
+    ]
+
+
+@hookimpl
+def polyalign_rewards() -> Iterable[RewardSpec]:
+    return [
+        RewardSpec(
+            name="return",
+            summary="the (discounted) sum of the rewards that the environment paid in an episode",
+            target="polyalign_action.rewards:ReturnReward",
+            config="polyalign_action.config:ReturnConfig",
+            inputs=("trajectory",),
+        )
+    ]

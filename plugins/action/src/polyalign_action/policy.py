@@ -1,0 +1,275 @@
+"""The `action` policy: a multilayer perceptron that acts in gymnasium environments, and scores trajectories it is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from polyalign.errors import ConfigError, MediaError, RecordError
+from polyalign.policies.base import Actions, Batch, Collator, Kind, Policy, Rollout, Rollouts, Scores
+from polyalign.policies.continuous import ActionHead, CategoricalHead, GaussianHead, network
+from polyalign.policies.fingerprint import weights_fingerprint
+from polyalign.policies.logprobs import scatter
+from polyalign.randomness import keyed_generator, keyed_seed
+from polyalign.records.atomic import atomic_write, write_text
+from polyalign.records.samples import Sample
+from polyalign.records.schema import MediaPart, Message
+from polyalign_action.config import ActionConfig
+from polyalign_action.environments import Spaces, open_environment, play, time_limit
+from polyalign_action.tasks import Task, task_of
+from polyalign_action.trajectory import Trajectory, TrajectoryModality
+
+WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """``greedy``: take the likeliest action. ``batch_size``: episodes played at once; it changes speed and memory only."""
+
+    greedy: bool = False
+    batch_size: int = 64
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Decoding:
+        unknown = sorted(set(settings) - {"greedy", "batch_size"})
+        if unknown:
+            raise ConfigError(f"unknown decoding setting {unknown[0]!r} of an action policy; known: batch_size, greedy")
+        decoding = cls(**settings)
+        if decoding.batch_size < 1:
+            raise ConfigError(f"batch_size={decoding.batch_size} must be at least 1")
+        return decoding
+
+
+class TrajectoryCollator(Collator):
+    """Trajectories as padded tensors: every action is a decision. With N samples, T steps in the longest, O observed numbers,
+    G goal numbers: ``states`` ``[N, T, O + G]``, ``actions`` ``[N, T]`` or ``[N, T, A]``."""
+
+    def __init__(self, spaces: Spaces, goal: int) -> None:
+        self.spaces, self.goal = spaces, goal
+        self.codec = TrajectoryModality()
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        return self.layout(samples, [self.trajectory_of(sample) for sample in samples])
+
+    def of_rollouts(self, rollouts: Sequence[Rollout]) -> Batch:
+        """Return a batch that scores exactly the actions taken, in the states they were taken in."""
+        samples = [Sample(f"rollout-{n}", rollout.prompt, rollout.parts, f"rollout-{n}") for n, rollout in enumerate(rollouts)]
+        return self.layout(samples, [rollout.output for rollout in rollouts], cache=False)
+
+    def layout(self, samples: Sequence[Sample], trajectories: Sequence[Trajectory], cache: bool = True) -> Batch:
+        states, actions = [], []
+        for sample, trajectory in zip(samples, trajectories):
+            self._check(sample, trajectory)
+            goal = torch.tensor(self.goal_of(task_of(sample.prompt)), dtype=torch.float32)
+            observations = torch.from_numpy(trajectory.observations[:-1])
+            states.append(torch.cat([observations, goal.expand(len(trajectory), -1)], -1))
+            actions.append(torch.from_numpy(trajectory.actions) - (self.spaces.first if self.spaces.discrete else 0))
+        lengths = torch.tensor([len(trajectory) for trajectory in trajectories])
+        mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+        tensors = {
+            "states": nn.utils.rnn.pad_sequence(states, batch_first=True),
+            "actions": nn.utils.rnn.pad_sequence(actions, batch_first=True),
+        }
+        kind = torch.full(mask.shape, int(Kind.ACTION))
+        keys = tuple(sample.content_key() for sample in samples) if cache else None
+        return Batch(tuple(samples), tensors, mask[:, None], kind, keys)  # type: ignore[arg-type]
+
+    def cost(self, sample: Sample) -> int:
+        """Return the number of steps."""
+        return self.codec.cost(_bytes_of(sample))
+
+    def trajectory_of(self, sample: Sample) -> Trajectory:
+        return self.codec.decode(_bytes_of(sample))
+
+    def goal_of(self, task: Task) -> tuple[float, ...]:
+        if len(task.goal) != self.goal:
+            raise RecordError(
+                f"the prompt {task.text!r} gives {len(task.goal)} goal numbers; the policy takes {self.goal} (policy.goal)"
+            )
+        return task.goal
+
+    def _check(self, sample: Sample, trajectory: Trajectory) -> None:
+        """Refuse trajectories of other spaces: their log-probabilities would mean nothing."""
+        spaces, actions = self.spaces, trajectory.actions
+        found = f"{trajectory.observations.shape[1]} observed numbers and actions {actions.shape} ({actions.dtype})"
+        fits = trajectory.observations.shape[1] == spaces.observation and (actions.ndim == 1) == spaces.discrete
+        if fits and spaces.discrete:
+            last = spaces.first + spaces.actions - 1
+            fits = bool((spaces.first <= actions).all() and (actions <= last).all())
+            found += f" from {actions.min()} to {actions.max()}"
+            expected = f"actions from {spaces.first} to {last}"
+        else:
+            fits = fits and actions.shape[-1] == spaces.actions
+            expected = f"actions {'[T]' if spaces.discrete else f'[T, {spaces.actions}]'}"
+        if not fits:
+            raise MediaError(
+                f"trajectory of {sample.id!r} ({trajectory.environment}) has {found}; the policy has {spaces.observation} "
+                f"observed numbers and {expected}: use trajectories of policy.environment"
+            )
+
+
+class ActionPolicy(Policy):
+    """State (observation and goal) to the distribution of the next action.
+
+    Extras of `forward`, with N samples and T steps in the longest trajectory (0 where there is no step):
+
+    - ``entropy`` ``[N, T]``, nats;
+    - ``values`` ``[N, T]``: the critic's view of the state before each action, if there is a critic;
+    - ``hidden`` ``[N, H]``: the actor's last hidden layer before the last action.
+    """
+
+    family: ClassVar[str] = "continuous"
+    inputs = frozenset({"text"})
+    outputs = frozenset({"trajectory"})
+
+    def __init__(self, config: ActionConfig, spaces: Spaces, seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.spaces = config, spaces
+        self.collator: TrajectoryCollator = TrajectoryCollator(spaces, config.goal)
+        self.head: ActionHead
+        if spaces.discrete:
+            self.head = CategoricalHead(spaces.actions)
+        else:
+            self.head = GaussianHead([config.initial_std * width for width in spaces.half_widths()])
+        sizes, activation = (spaces.observation + config.goal, *config.hidden), ACTIVATIONS[config.activation]
+        self.actor = network((*sizes, self.head.size), activation, keyed_generator(seed, "actor"), gain=0.01)
+        self.critic = network((*sizes, 1), activation, keyed_generator(seed, "critic"), gain=1.0) if config.value_head else None
+        self.provides = frozenset({"log_probs", "entropy", "hidden"} | ({"values"} if config.value_head else set()))
+
+    def forward(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
+        mask = batch.mask[:, 0]  # [N, T]
+        states, actions = batch.tensors["states"][mask], batch.tensors["actions"][mask]  # [P, O + G], [P] or [P, A]
+        hidden = self.actor[:-1](states)  # type: ignore[index]
+        outputs = self.actor[-1](hidden)  # type: ignore[index]
+        with torch.autocast(outputs.device.type, enabled=False):
+            log_probs = scatter(self.head.log_probs(outputs, actions), mask)
+            extras: dict[str, Any] = {}
+            if "entropy" in want:
+                extras["entropy"] = scatter(self.head.entropy(outputs), mask)
+            if "hidden" in want:
+                last = mask.sum(-1).clamp(min=1) - 1
+                extras["hidden"] = scatter(hidden.float(), mask)[torch.arange(len(mask)), last]
+        if self.critic is not None:  # always run, so that its gradient exists on every process
+            extras["values"] = scatter(self.critic(states)[:, 0].float(), mask)
+        return Scores(log_probs[:, None].float(), batch.mask, batch.kind, extras)
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[tuple[Message, ...]], *, samples_per_prompt: int = 1, seed: int = 0, **decoding: Any
+    ) -> Rollouts:
+        """Return one episode per rollout; ``output`` is its `Trajectory`, ``old_log_probs`` ``[T]``.
+
+        A task's own seed resets the environment, so that the rollouts of one prompt start alike and differ by their actions.
+        """
+        settings = Decoding.of(decoding)
+        jobs = [(prompt, number) for prompt in prompts for number in range(samples_per_prompt)]
+        rollouts: list[Rollout] = []
+        with ExitStack() as stack:
+            pool: dict[str, list[Any]] = {}
+            for start in range(0, len(jobs), settings.batch_size):
+                rollouts += self._episodes(jobs[start : start + settings.batch_size], seed, settings, pool, stack)
+        return tuple(rollouts)
+
+    def _episodes(
+        self, jobs: Sequence[tuple[Any, int]], seed: int, decoding: Decoding, pool: dict[str, list[Any]], stack: ExitStack
+    ) -> list[Rollout]:
+        device = self.actor[0].weight.device
+        tasks = [task_of(prompt) for prompt, _ in jobs]
+        environments, limits = [], []
+        free = {name: list(opened) for name, opened in pool.items()}
+        for task in tasks:
+            if free.get(task.environment):
+                environment = free[task.environment].pop()
+            else:
+                environment = self._open(task.environment, stack)
+                pool.setdefault(task.environment, []).append(environment)
+            environments.append(environment)
+            limits.append(time_limit(environment, self.config.max_steps))
+        starts = [
+            keyed_seed(seed, "start", task.text, number) if task.seed is None else task.seed
+            for task, (_, number) in zip(tasks, jobs)
+        ]
+        keys = [keyed_generator(seed, "act", task.text, number) for task, (_, number) in zip(tasks, jobs)]
+        noise = [self.head.noise(limit, key).to(device) for limit, key in zip(limits, keys)]
+        goals = torch.tensor([self.collator.goal_of(task) for task in tasks], dtype=torch.float32, device=device)
+        log_probs: list[list[Tensor]] = [[] for _ in jobs]
+
+        def act(observations: Tensor, numbers: Sequence[int], step: int) -> Tensor:
+            outputs = self.actor(torch.cat([observations.to(device), goals[numbers]], -1))
+            drawn = torch.stack([noise[number][step] for number in numbers])
+            actions = self.head.mode(outputs) if decoding.greedy else self.head.draw(outputs, drawn)
+            for number, value in zip(numbers, self.head.log_probs(outputs, actions)):
+                log_probs[number].append(value)
+            return actions
+
+        played = play(environments, starts, limits, self.spaces, act)
+        recorded = {**asdict(decoding), "seed": seed}
+        return [
+            Rollout(
+                prompt,
+                trajectory,
+                (Actions(torch.from_numpy(trajectory.actions).view(len(trajectory), -1)),),
+                torch.stack(log_probs[number]).cpu(),
+                recorded,
+            )
+            for number, ((prompt, _), trajectory) in enumerate(zip(jobs, played))
+        ]
+
+    def _open(self, name: str, stack: ExitStack) -> Any:
+        environment = stack.enter_context(closing(open_environment(name)))
+        if (found := Spaces.of(environment)) != self.spaces:
+            raise ConfigError(
+                f"a prompt names {name!r} with {found}; the policy was built for {self.config.environment!r}: {self.spaces}"
+            )
+        return environment
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``config.json``; ``policy.base`` takes the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / WEIGHTS) as file:
+            file.write(save({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}))
+        write_text(folder / SETTINGS, json.dumps(self.config.model_dump(mode="json", exclude={"base"}), indent=1))
+
+    def fingerprint(self) -> str:
+        return weights_fingerprint(self.state_dict().items(), repr(self.spaces))
+
+
+def build(config: ActionConfig, *, device: str | torch.device = "cpu", seed: int = 0) -> ActionPolicy:
+    """Return the policy at its starting weights: keyed by ``seed``, or those of ``config.base``."""
+    with closing(open_environment(config.environment)) as environment:
+        policy = ActionPolicy(config, Spaces.of(environment), seed)
+    if config.base is not None:
+        _restore(policy, Path(config.base))
+    return policy.to(device)
+
+
+def _restore(policy: ActionPolicy, folder: Path) -> None:
+    if not (folder / WEIGHTS).is_file():
+        raise ConfigError(f"policy.base {str(folder)!r} holds no {WEIGHTS}; give the model folder of an earlier run, or drop it")
+    weights = load_file(folder / WEIGHTS)
+    if policy.critic is not None and not any(name.startswith("critic.") for name in weights):
+        weights |= {name: value for name, value in policy.state_dict().items() if name.startswith("critic.")}  # a fresh critic
+    if policy.critic is None:
+        weights = {name: value for name, value in weights.items() if not name.startswith("critic.")}
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"policy.base {str(folder)!r} does not fit these settings ({SETTINGS} there holds its own): {error}"
+        ) from error
+
+
+def _bytes_of(sample: Sample) -> bytes:
+    media = [part.media for part in sample.response if isinstance(part, MediaPart)]
+    if len(media) != 1 or sample.media is None:
+        raise MediaError(f"the response of {sample.id!r} has {len(media)} media; expected one trajectory")
+    return sample.media.read(media[0])

@@ -1,0 +1,26 @@
+"""What an episode was worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from polyalign.errors import MediaError
+from polyalign.rewards.base import Judged, Reward
+from polyalign_action.config import ReturnConfig
+from polyalign_action.trajectory import Trajectory
+
+
+class ReturnReward(Reward):
+    """The (discounted) sum of the rewards that the environment paid."""
+
+    name = "return"
+
+    def __init__(self, config: ReturnConfig | None = None) -> None:
+        self.config = config or ReturnConfig()
+
+    def score(self, items: Sequence[Judged]) -> list[float]:
+        """Return one return per trajectory. Raises `MediaError` for responses that are none."""
+        strange = [item for item in items if not isinstance(item.output, Trajectory)]
+        if strange:
+            raise MediaError(f"the reward 'return' judges trajectories; found {type(strange[0].output).__name__}")
+        return [item.output.discounted(self.config.discount) for item in items]
