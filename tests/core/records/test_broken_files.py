@@ -294,7 +294,7 @@ CASES = {
     "TRL row with pictures": Case(
         "images",
         "unsupported",
-        "media in TRL columns are not read; write records with media parts",
+        "media in TRL columns are not read in place; write records: `polyalign data import trl`",
         line=lambda line: b'{"prompt": "p", "chosen": "a", "rejected": "b", "images": ["a.png"]}',
     ),
 }

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import DatasetSpec, EncoderSpec, EvaluatorSpec, ModalitySpec, PolicySpec, RecipeSpec, RewardSpec
+from polyalign.plugins.specs import (
+    TOKEN_POLICY_PROVIDES,
+    DatasetSpec,
+    EncoderSpec,
+    EvaluatorSpec,
+    ImporterSpec,
+    ModalitySpec,
+    PolicySpec,
+    RecipeSpec,
+    RewardSpec,
+)
 
 
 @hookimpl
@@ -31,7 +41,7 @@ def polyalign_policies() -> list[PolicySpec]:
             family="tokens",
             inputs=("text", "image"),
             outputs=("text",),
-            provides=("log_probs", "entropy", "mean_logit", "hidden", "token_targets"),
+            provides=TOKEN_POLICY_PROVIDES,
             fixture="polyalign_image.fixture:fixture",
         ),
         PolicySpec(
@@ -43,7 +53,7 @@ def polyalign_policies() -> list[PolicySpec]:
             family="tokens",
             inputs=("text", "image"),
             outputs=("text",),
-            provides=("log_probs", "entropy", "mean_logit", "hidden", "token_targets"),
+            provides=TOKEN_POLICY_PROVIDES,
             fixture="polyalign_image.fixture:levels_fixture",
         ),
     ]
@@ -94,6 +104,50 @@ def polyalign_rewards() -> list[RewardSpec]:
             target="polyalign_image.colours:ColourRule",
             config="polyalign_image.config:ColourRuleConfig",
             inputs=("text", "image"),
+        ),
+    ]
+
+
+@hookimpl
+def polyalign_importers() -> list[ImporterSpec]:
+    module, inputs = "polyalign_image.importers", ("text", "image")
+    return [
+        ImporterSpec(
+            name="rlaif-v",
+            summary="RLAIF-V: pairs of answers about a picture",
+            target=f"{module}:Described",
+            layout="image, question, chosen, rejected[, ds_name, origin_dataset]",
+            inputs=inputs,
+        ),
+        ImporterSpec(
+            name="rlhf-v",
+            summary="RLHF-V: answers corrected by people",
+            target=f"{module}:RLHFV",
+            layout="image, text: JSON of question, chosen, rejected",
+            inputs=inputs,
+        ),
+        ImporterSpec(
+            name="spa-vl",
+            summary="SPA-VL: safety preferences about pictures",
+            target=f"{module}:Described",
+            layout="image, question, chosen, rejected",
+            inputs=inputs,
+        ),
+        ImporterSpec(
+            name="vlfeedback",
+            summary="VLFeedback: several models' answers with ratings and rationales per aspect",
+            target=f"{module}:VLFeedback",
+            layout="prompt, img_path | image, completions of {model, response, annotations{aspect: {Rating, Rationale}}}",
+            inputs=inputs,
+            unverified="whether the published Parquet files name the picture image or img_path: both are read",
+        ),
+        ImporterSpec(
+            name="mm-rlhf",
+            summary="MM-RLHF: pairs about pictures and clips, with reasons",
+            target=f"{module}:MMRLHF",
+            layout="dpo_pairs: prompt, chosen, rejected, image | video[, chosen_reason, rejected_reason]",
+            inputs=("text", "image", "video"),
+            unverified="the full rankings of data.jsonl, which are not read",
         ),
     ]
 

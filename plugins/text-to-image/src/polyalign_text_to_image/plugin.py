@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import PolicySpec, RecipeSpec
+from polyalign.plugins.specs import ImporterSpec, PolicySpec, RecipeSpec
 
 
 @hookimpl
@@ -18,9 +18,38 @@ def polyalign_policies() -> list[PolicySpec]:
             family="denoising",
             inputs=("text",),
             outputs=("image",),
-            provides=("log_probs", "predictions"),
+            provides=("log_probs", "predictions", "sample_grad"),
             fixture="polyalign_text_to_image.fixture:fixtures",
         )
+    ]
+
+
+@hookimpl
+def polyalign_importers() -> list[ImporterSpec]:
+    module, inputs = "polyalign_text_to_image.importers", ("text", "image")
+    return [
+        ImporterSpec(
+            name="pick-a-pic",
+            summary="Pick-a-Pic v1 and v2: people's choices between two pictures of one caption, ties kept",
+            target=f"{module}:PickAPic",
+            layout="caption, jpg_0, jpg_1, label_0, label_1[, model_0, model_1, ranking_id, user_id, has_label]",
+            inputs=inputs,
+        ),
+        ImporterSpec(
+            name="hpdv2",
+            summary="HPDv2: pairs (train.json) and rankings by several people (test.json)",
+            target=f"{module}:HPDv2",
+            layout="prompt, file_path, human_preference | prompt, image_path, rank[, raw_annotations of {rank, user_hash}]",
+            inputs=inputs,
+        ),
+        ImporterSpec(
+            name="imagerewarddb",
+            summary="ImageRewardDB: ranked and rated pictures of one prompt",
+            target=f"{module}:ImageRewardDB",
+            layout="image_path, prompt_id, prompt, rank[, overall_rating, image_text_alignment_rating, fidelity_rating]",
+            inputs=inputs,
+            unverified="the names of the two rating columns besides overall_rating, and their scale of 1 to 7",
+        ),
     ]
 
 

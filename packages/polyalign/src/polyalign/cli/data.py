@@ -183,6 +183,29 @@ def convert(
         typer.echo(f"{file}: {rows} rows")
 
 
+@app.command("import")
+def import_(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="the layout (`polyalign list importers`)")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="a .jsonl, .json or .parquet file, or a folder of splits")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="a new folder, or a .jsonl file for one split")],
+    split: Split = None,
+    media: Annotated[Path | None, typer.Option(help="folder that paths in rows start from; default: the source's")] = None,
+    max_skipped: Annotated[float, typer.Option(min=0, max=1, help="share of bad rows above which the import fails")] = 0.01,
+) -> None:
+    """Read a foreign data set into records with a media folder; bad rows are named, counted and left out."""
+    from polyalign.plugins.registry import registry
+    from polyalign.records.importing.run import import_data
+
+    spec = registry().get("importers", name)
+    done = import_data(
+        spec.load()(), name, source, target, split=split, media=media, max_skipped=max_skipped,
+        report=lambda problem: typer.echo(str(problem), err=True),
+    )  # fmt: skip
+    for file, records in done.written.items():
+        typer.echo(f"{file}: {records} records")
+    typer.echo(f"{done.rows} rows read, {len(done.problems)} problem(s)")
+
+
 @app.command()
 def preview(
     path: Data,

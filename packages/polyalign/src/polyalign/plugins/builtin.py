@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import ObjectiveSpec, RewardSpec
+from polyalign.plugins.specs import ImporterSpec, ObjectiveSpec, RewardSpec
 
 
 @hookimpl
@@ -20,3 +20,10 @@ def polyalign_rewards() -> Iterable[RewardSpec]:
     from polyalign.rewards.specs import REWARDS
 
     return REWARDS
+
+
+@hookimpl
+def polyalign_importers() -> Iterable[ImporterSpec]:
+    from polyalign.records.importing.specs import IMPORTERS
+
+    return IMPORTERS

@@ -10,6 +10,7 @@ from polyalign.plugins.specs import (
     DatasetSpec,
     EncoderSpec,
     EvaluatorSpec,
+    ImporterSpec,
     ModalitySpec,
     ModelSpec,
     ObjectiveSpec,
@@ -46,6 +47,11 @@ def polyalign_rewards() -> Iterable[RewardSpec]:  # type: ignore[empty-body]
 @hookspec
 def polyalign_objectives() -> Iterable[ObjectiveSpec]:  # type: ignore[empty-body]
     """Return losses over scores and feedback."""
+
+
+@hookspec
+def polyalign_importers() -> Iterable[ImporterSpec]:  # type: ignore[empty-body]
+    """Return readers of foreign data sets, for ``polyalign data import NAME``."""
 
 
 @hookspec

@@ -55,6 +55,12 @@ class ModalitySpec(Spec):
     mimes: tuple[str, ...] = ()
 
 
+# What a policy provides that is a `polyalign.policies.tokens.TokenPolicy` and adds nothing.
+TOKEN_POLICY_PROVIDES = (
+    "log_probs", "entropy", "mean_logit", "log_sum_squares", "hidden", "prompt_hidden", "states", "token_targets",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicySpec(Spec):
     """A model adapter; target is ``build(config, *, device) -> Policy`` or a class with that classmethod-like call."""
@@ -112,6 +118,7 @@ VIEW_GIVES = {
     "unpaired": frozenset({"labels", "mismatch"}),
     "grids": frozenset({"edges", "grid"}),
     "sft": frozenset[str](),
+    "rated": frozenset[str](),
     "prompts": frozenset({"rollouts", "edges", "rankings"}),  # the policy answers and a reward ranks, at every step
 }
 NEEDS_OF_VIEWS = frozenset[str]().union(*VIEW_GIVES.values())

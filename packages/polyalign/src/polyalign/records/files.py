@@ -63,7 +63,7 @@ def open_file(path: Path | str, *, allow_outside: bool = False, allow_urls: bool
     raise RecordError(f"{path} has the extension {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
 
 
-def splits(path: Path | str) -> dict[str, tuple[Path, ...]]:
+def splits(path: Path | str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, tuple[Path, ...]]:
     """Return the files of each split of a folder (or of its ``data`` folder), in order of name; a file is a split of its own.
 
     ``train.jsonl``, ``train.parquet`` and ``train-00000-of-00004.parquet`` ... belong to the split "train".
@@ -72,16 +72,16 @@ def splits(path: Path | str) -> dict[str, tuple[Path, ...]]:
     if path.is_file():
         return {_split_of(path): (path,)}
     if not path.is_dir():
-        raise RecordError(f"{path} does not exist; give a {' or '.join(SUFFIXES)} file, or a folder of them")
+        raise RecordError(f"{path} does not exist; give a {' or '.join(suffixes)} file, or a folder of them")
     found: dict[str, tuple[Path, ...]] = {}
     for folder in (path, path / "data"):
         for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if file.suffix in SUFFIXES and file.is_file() and not file.name.startswith("."):
+            if file.suffix in suffixes and file.is_file() and not file.name.startswith("."):
                 found[_split_of(file)] = (*found.get(_split_of(file), ()), file)
         if found:
             break
     if not found:
-        raise RecordError(f"{path} holds no {' or '.join(SUFFIXES)} file")
+        raise RecordError(f"{path} holds no {' or '.join(suffixes)} file")
     for split, files in found.items():
         if len(files) > 1 and any(_SHARD.match(file.stem) is None for file in files):
             raise RecordError(f"split {split!r} of {path} is given twice: {', '.join(file.name for file in files)}; keep one")

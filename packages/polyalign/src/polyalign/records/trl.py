@@ -38,7 +38,9 @@ def from_trl(row: Mapping[str, Any], fallback_id: str) -> Record:
     row = {key: value for key, value in row.items() if value is not None}
     for column in _MEDIA_COLUMNS:
         if column in row:
-            raise RowError(column, "unsupported", "media in TRL columns are not read; write records with media parts")
+            raise RowError(
+                column, "unsupported", "media in TRL columns are not read in place; write records: `polyalign data import trl`"
+            )
     if "tools" in row:
         raise RowError("tools", "unsupported", "tool definitions are not read; put them into a system message")
     identity = str(row.get("id", fallback_id)) or fallback_id
@@ -152,13 +154,17 @@ def _messages(value: Any, field: str, role: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _content(content: Any, field: str) -> tuple[TextPart, ...]:
+def _content(content: Any, field: str) -> tuple[TextPart | MediaPart, ...]:
+    """Return the parts of a message; media must be parts of ours already (an importer stores them)."""
     if isinstance(content, str):
         return (TextPart(text=content),)
     if not isinstance(content, list | tuple) or not content:
         raise RowError(field, "wrong type", f"expected text; found {content!r:.60}")
-    parts = []
+    parts: list[TextPart | MediaPart] = []
     for position, item in enumerate(content):
+        if isinstance(item, MediaPart):
+            parts.append(item)
+            continue
         if not isinstance(item, Mapping) or item.get("type") != "text" or not isinstance(item.get("text"), str):
             raise RowError(f"{field}[{position}]", "unsupported", f"only text is read from TRL columns; found {item!r:.60}")
         parts.append(TextPart(text=item["text"]))
