@@ -20,7 +20,18 @@ class ReturnReward(Reward):
 
     def score(self, items: Sequence[Judged]) -> list[float]:
         """Return one return per trajectory. Raises `MediaError` for responses that are none."""
+        return [trajectory.discounted(self.config.discount) for trajectory in self._trajectories(items)]
+
+    def per_decision(self, items: Sequence[Judged]) -> list[Sequence[float]]:
+        """Return what each action was paid, multiplied by ``discount ** step``: the return adds them up."""
+        discount = self.config.discount
+        return [
+            [float(reward) * discount**step for step, reward in enumerate(trajectory.rewards)]
+            for trajectory in self._trajectories(items)
+        ]
+
+    def _trajectories(self, items: Sequence[Judged]) -> list[Trajectory]:
         strange = [item for item in items if not isinstance(item.output, Trajectory)]
         if strange:
             raise MediaError(f"the reward 'return' judges trajectories; found {type(strange[0].output).__name__}")
-        return [item.output.discounted(self.config.discount) for item in items]
+        return [item.output for item in items]

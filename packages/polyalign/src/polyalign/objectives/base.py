@@ -94,7 +94,8 @@ class Experience:
     All without gradient, taken when the samples were generated. Decisions are padded as in `Scores`; what stands at padding
     means nothing.
 
-    ``rewards`` ``[N]``: one number per sample, as rewarded (before any penalty). ``advantages`` ``[N]`` or ``[N, T]``: how much
+    ``rewards`` ``[N]``: one number per sample, as rewarded (before any penalty). ``decision_rewards`` ``[N, T]``: what each
+    decision earned of it by itself; None: all of it falls due at the last decision. ``advantages`` ``[N]`` or ``[N, T]``: how much
     better than expected, per sample or per decision; zeros until `Objective.appraise` has filled them in.
     ``old_log_probs`` ``[N, D, T]``: of the decisions under the policy that made them; None where a sampler keeps none.
     ``reference_log_probs`` ``[N, D, T]`` and ``old_values`` ``[N, T]``: where `Objective.appraises_with` asks for them.
@@ -107,6 +108,7 @@ class Experience:
     reference_log_probs: Tensor | None = None
     old_values: Tensor | None = None
     returns: Tensor | None = None
+    decision_rewards: Tensor | None = None
     longest: int = 0
 
     def rows(self, chosen: Tensor, decisions: int) -> Experience:

@@ -158,7 +158,8 @@ class RolloutSteps:
         rollouts: list[tuple[Rollout, ...]] = [()] * len(examples)
         for repeat in sorted(set(repeats)):
             chosen = [at for at, own in enumerate(repeats) if own == repeat]
-            prompts = [Prompt.of(examples[at].samples[0].prompt, examples[at].samples[0].media) for at in chosen]
+            firsts = [examples[at].samples[0] for at in chosen]
+            prompts = [Prompt.of(first.prompt, first.media, first.conditions) for first in firsts]
             with self._precision():
                 made = self.policy.generate(
                     prompts, samples_per_prompt=each, seed=keyed_seed(seed, repeat), **self.online.decoding
@@ -227,7 +228,7 @@ class RolloutSteps:
         micro.feedback.experience = experience
 
 
-_TENSORS = ("rewards", "advantages", "old_log_probs", "reference_log_probs", "old_values", "returns")
+_TENSORS = ("rewards", "advantages", "old_log_probs", "reference_log_probs", "old_values", "returns", "decision_rewards")
 
 
 def _padded(parts: Sequence[Tensor | None], decisions: int) -> Tensor | None:

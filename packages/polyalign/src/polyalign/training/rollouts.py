@@ -22,12 +22,14 @@ from polyalign.training.config import OnlineConfig
 @dataclass(frozen=True)
 class Group:
     """The responses to one prompt. ``rewards`` are trained on, one per rollout; ``judgements`` holds each reward's own numbers
-    by name, those never trained on under ``held_out/``."""
+    by name, those never trained on under ``held_out/``. ``earned``: how each reward came about, decision by decision, where a
+    judge knows."""
 
     record_id: str
     rollouts: tuple[Rollout, ...]
     rewards: tuple[float, ...]
     judgements: Mapping[str, tuple[float, ...]]
+    earned: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def flat(self) -> bool:
@@ -41,7 +43,8 @@ class Group:
         kept = (best,) if best == worst else (best, worst)
         judgements = {name: tuple(values[at] for at in kept) for name, values in self.judgements.items()}
         rollouts, rewards = tuple(self.rollouts[at] for at in kept), tuple(self.rewards[at] for at in kept)
-        return Group(self.record_id, rollouts, rewards, judgements)
+        earned = None if self.earned is None else tuple(self.earned[at] for at in kept)
+        return Group(self.record_id, rollouts, rewards, judgements, earned)
 
 
 class Judges:
@@ -53,17 +56,41 @@ class Judges:
 
     def groups(self, record_ids: Sequence[str], rollouts: Sequence[Rollout], each: int) -> list[Group]:
         """Return one group per record id, of ``each`` rollouts, judged all at once."""
-        items = [Judged(rollout.prompt, rollout.output) for rollout in rollouts]
+        items = [Judged.of(rollout.prompt, rollout.output) for rollout in rollouts]
         named = {name: self._score(name, reward, items) for name, reward in self.trained.items()}
         rewards = [sum(w * value for w, value in zip(self.weights, values)) for values in zip(*named.values(), strict=True)]
         rewards = [reward - self._too_long(rollout) for reward, rollout in zip(rewards, rollouts, strict=True)]
+        earned = self._earned(rollouts, items, rewards)
         named |= {f"held_out/{name}": self._score(name, reward, items) for name, reward in self.held_out.items()}
         groups = []
         for number, record_id in enumerate(record_ids):
             own = slice(number * each, (number + 1) * each)
             judgements = {name: tuple(values[own]) for name, values in named.items()}
-            groups.append(Group(record_id, tuple(rollouts[own]), tuple(rewards[own]), judgements))
+            parts = None if earned is None else tuple(earned[own])
+            groups.append(Group(record_id, tuple(rollouts[own]), tuple(rewards[own]), judgements, parts))
         return groups
+
+    def _earned(
+        self, rollouts: Sequence[Rollout], items: Sequence[Judged], rewards: Sequence[float]
+    ) -> list[tuple[float, ...]] | None:
+        """Return what each decision earned, adding up to ``rewards``; None if no judge tells decisions apart. What is not told
+        apart, penalties too, falls due at the last decision."""
+        told = [(weight, reward.per_decision(items)) for weight, reward in zip(self.weights, self.trained.values())]
+        known = [(weight, parts) for weight, parts in told if parts is not None]
+        if not known:
+            return None
+        earned = []
+        for at, (rollout, reward) in enumerate(zip(rollouts, rewards, strict=True)):
+            total = torch.zeros(rollout.old_log_probs.numel() if rollout.old_log_probs is not None else len(known[0][1][at]))
+            for weight, parts in known:
+                if len(parts[at]) != len(total):
+                    raise TrainingError(
+                        f"a reward told {len(parts[at])} decisions apart in a response of {len(total)}; it must name each one"
+                    )
+                total += weight * torch.tensor(parts[at])
+            total[-1] += reward - float(total.double().sum())
+            earned.append(tuple(total.tolist()))
+        return earned
 
     def _score(self, name: str, reward: Reward, items: Sequence[Judged]) -> list[float]:
         values = [float(value) for value in reward.score(items)]
@@ -96,7 +123,14 @@ def collate_groups(groups: Sequence[Group], collator: Collator, pairs: str, long
         examples.append(Example(group.record_id, samples, edges=preferences(group.rewards, pairs), rankings=ranked))
     feedback = FeedbackTensors.of(examples)
     rewards = torch.tensor([reward for group in groups for reward in group.rewards], dtype=torch.float32)
-    feedback.experience = Experience(rewards, torch.zeros_like(rewards), _old_log_probs(rollouts, batch.mask), longest=longest)
+    parts = [part for group in groups for part in group.earned or ()]
+    feedback.experience = Experience(
+        rewards,
+        torch.zeros_like(rewards),
+        _old_log_probs(rollouts, batch.mask),
+        decision_rewards=_per_decision(parts, batch.mask) if parts else None,
+        longest=longest,
+    )
     return MicroBatch(batch, feedback, tuple(group.record_id for group in groups))
 
 
@@ -120,4 +154,11 @@ def _old_log_probs(rollouts: Sequence[Rollout], mask: Tensor) -> Tensor | None:
     laid_out = torch.zeros(mask.shape)
     if known:
         laid_out[mask] = torch.cat(known).float().cpu()
+    return laid_out
+
+
+def _per_decision(parts: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
+    """Lay out what each decision earned where the batch has it, ``[N, T]``. Draws share their decisions."""
+    laid_out = torch.zeros(mask.shape[0], mask.shape[-1])
+    laid_out[mask[:, 0]] = torch.tensor([value for part in parts for value in part])
     return laid_out
