@@ -95,8 +95,8 @@ class Experience:
     means nothing.
 
     ``rewards`` ``[N]``: one number per sample, as rewarded (before any penalty). ``decision_rewards`` ``[N, T]``: what each
-    decision earned of it by itself; None: all of it falls due at the last decision. ``advantages`` ``[N]`` or ``[N, T]``: how much
-    better than expected, per sample or per decision; zeros until `Objective.appraise` has filled them in.
+    decision earned of it by itself; None: all of it falls due at the last decision. ``advantages`` ``[N]`` or ``[N, T]``: how
+    much better than expected, per sample or per decision; zeros until `Objective.appraise` has filled them in.
     ``old_log_probs`` ``[N, D, T]``: of the decisions under the policy that made them; None where a sampler keeps none.
     ``reference_log_probs`` ``[N, D, T]`` and ``old_values`` ``[N, T]``: where `Objective.appraises_with` asks for them.
     ``returns`` ``[N, T]``: what a value head should have predicted. ``longest``: the most decisions a response may have.
