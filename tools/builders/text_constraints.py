@@ -4,7 +4,7 @@
 
 The facts are our own sentences (`text_constraints_topics.tsv`); prompts and answers are put together from them by the
 tasks below. Both answers of a record say true things about the topic, so that the instruction alone decides, and every
-record is checked by the rules of `polyalign_text.constraints` before it is written.
+record is checked by the rules of `polyalign.rewards.rules.sentences` before it is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 
 from polyalign.records.jsonl import write_jsonl
 from polyalign.records.schema import Candidate, Comparison, Provenance, Record, text_of
-from polyalign_text.constraints import Constraint, read_constraints, words
+from polyalign.rewards.rules.sentences import Constraint, read_constraints
+from polyalign.rewards.rules.text import words
 
 ROOT = Path(__file__).resolve().parents[2]
 TOPICS = Path(__file__).with_name("text_constraints_topics.tsv")

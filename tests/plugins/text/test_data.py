@@ -12,7 +12,7 @@ import pytest
 from polyalign.assets import resolve_dataset
 from polyalign.records.jsonl import read_jsonl
 from polyalign.records.schema import Record, text_of
-from polyalign_text.constraints import read_constraints
+from polyalign.rewards.rules.sentences import read_constraints
 
 ROOT = Path(__file__).parents[3]
 

@@ -26,6 +26,10 @@ class PluginError(PolyalignError):
     """A plugin, or a name that a plugin should provide, is missing or broken."""
 
 
+class RewardError(PolyalignError):
+    """A reward cannot judge what it was given, or gave no usable number."""
+
+
 class TrainingError(PolyalignError):
     """A run cannot start or cannot go on."""
 

@@ -1,1 +1,1 @@
-"""Text for polyalign: language models as policies, and rewards that check an answer by rule."""
+"""Text for polyalign: language models as policies, and instructions that a rule can check."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import DatasetSpec, PolicySpec, RecipeSpec, RewardSpec
+from polyalign.plugins.specs import TOKEN_POLICY_PROVIDES, DatasetSpec, PolicySpec, RecipeSpec
 
 
 @hookimpl
@@ -20,21 +20,8 @@ def polyalign_policies() -> Iterable[PolicySpec]:
             family="tokens",
             inputs=("text",),
             outputs=("text",),
-            provides=("log_probs", "entropy", "mean_logit", "hidden", "token_targets"),
+            provides=TOKEN_POLICY_PROVIDES,
             fixture="polyalign_text.fixture:fixture",
-        )
-    ]
-
-
-@hookimpl
-def polyalign_rewards() -> Iterable[RewardSpec]:
-    return [
-        RewardSpec(
-            name="constraints",
-            summary="share of the prompt's checkable instructions (lengths, words, case, bullets, JSON) that the answer keeps",
-            target="polyalign_text.constraints:ConstraintsReward",
-            config="polyalign_text.config:ConstraintsConfig",
-            inputs=("text",),
         )
     ]
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from polyalign.errors import PluginError, nearest
 from polyalign.plugins.loader import Discovery, PluginFailure, discover_installed
-from polyalign.plugins.specs import KINDS, Spec
+from polyalign.plugins.specs import KINDS, Spec, function_spec, is_function
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,12 @@ class Registry:
         return [entry for _, entry in sorted(self._entries[kind].items())]
 
     def get(self, kind: str, name: str) -> Spec:
-        """Return the spec. Raises `PluginError` with the nearest name, all names, and the plugins that failed."""
+        """Return the spec; ``file.py:function`` among the rewards is a user's own function.
+
+        Raises `PluginError` with the nearest name, all names, and the plugins that failed.
+        """
+        if is_function(kind, name):
+            return function_spec(name)
         for entry in self.entries(kind):
             if entry.spec.name == name:
                 return entry.spec

@@ -65,7 +65,7 @@ TOKEN_POLICY_PROVIDES = (
 class PolicySpec(Spec):
     """A model adapter; target is ``build(config, *, device) -> Policy`` or a class with that classmethod-like call."""
 
-    family: Literal["tokens", "denoising", "continuous"]
+    family: Literal["tokens", "denoising", "continuous", "features"]
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     provides: tuple[str, ...] = ("log_probs",)
@@ -128,6 +128,7 @@ NEEDS_OF_VIEWS = frozenset[str]().union(*VIEW_GIVES.values())
 class ObjectiveSpec(Spec):
     """A loss. ``source`` cites paper and equation; ``needs`` and ``scope`` repeat the class's for listing without torch.
 
+    ``reads``: log-probabilities, or features alone, as reward models do, which need no model that generates.
     ``view`` is the view of records it trains on; ``unsupported`` maps a policy family to the reason it cannot.
     """
 
@@ -135,6 +136,7 @@ class ObjectiveSpec(Spec):
     needs: tuple[str, ...] = ()
     scope: Literal["edge", "group", "batch"] = "edge"
     view: str = "pairs"
+    reads: Literal["log_probs", "features"] = "log_probs"
     unsupported: dict[str, str] = field(default_factory=dict)
 
     def lacking_in(self, view: str) -> str:

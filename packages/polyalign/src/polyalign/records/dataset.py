@@ -141,7 +141,7 @@ class ExampleDataset:
                     return list(found)[:limit]
                 for example in self._examples(source, record_number):
                     for sample in example.samples:
-                        found.setdefault(Prompt.of(sample.prompt, sample.media))
+                        found.setdefault(Prompt.of(sample.prompt, sample.media, sample.conditions))
         return list(found)[:limit]
 
     def _indexed(self, config: SourceConfig, resolve: Callable[[str], Path]) -> tuple[_Source, set[int]]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from polyalign.records.schema import MediaPart, MediaRef, Message, Scalar, TextPart
@@ -23,14 +24,19 @@ class MediaSource(Protocol):
 
 
 class Prompt(tuple[Message, ...]):
-    """The messages of a prompt, with what opens their media. Equal to, and usable as, the plain tuple."""
+    """The messages of a prompt, with what opens their media and the record's conditions (its reference answer, say). Equal
+    to, and usable as, the plain tuple."""
 
     media: MediaSource | None = None
+    conditions: Mapping[str, Scalar] = MappingProxyType({})
 
     @classmethod
-    def of(cls, messages: tuple[Message, ...], media: MediaSource | None) -> Prompt:
+    def of(
+        cls, messages: tuple[Message, ...], media: MediaSource | None, conditions: Mapping[str, Scalar] | None = None
+    ) -> Prompt:
         prompt = cls(messages)
         prompt.media = media
+        prompt.conditions = dict(conditions or {})
         return prompt
 
 

@@ -44,7 +44,7 @@ class Response:
         return [(ref.modality, source.read(ref), ref.mime) for ref in refs] if source is not None else []
 
     def judged(self) -> Judged:
-        return Judged(self.prompt, self.output)
+        return Judged.of(self.prompt, self.output)
 
 
 def codec_of(policy: Policy) -> tuple[Modality, str] | None:

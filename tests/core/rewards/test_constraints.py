@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyalign.errors import RewardError
 from polyalign.records.schema import Message
 from polyalign.rewards.base import Judged
-from polyalign_text.config import ConstraintsConfig
-from polyalign_text.constraints import RULES, Constraint, ConstraintsReward, read_constraints, sentences, words
+from polyalign.rewards.rules.config import ConstraintsConfig
+from polyalign.rewards.rules.constraints import ConstraintsReward
+from polyalign.rewards.rules.sentences import RULES, Constraint, read_constraints
+from polyalign.rewards.rules.text import sentences, words
 
 ANSWERS = [  # rule, arguments, answers that keep it, answers that break it
     ("at_most_words", ("3",), ["One two three.", "a-b c's d"], ["One two three four"]),
@@ -74,5 +77,5 @@ def test_the_reward_is_the_share_kept_in_the_last_user_message_or_all_or_nothing
 
 
 def test_the_reward_refuses_what_is_not_text() -> None:
-    with pytest.raises(TypeError, match="bytes"):
+    with pytest.raises(RewardError, match="bytes"):
         ConstraintsReward().score([Judged(judged("Do not use commas.", "").prompt, b"x")])
