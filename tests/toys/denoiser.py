@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from polyalign.policies.base import Rollouts
-from polyalign.policies.config import DenoisingConfig
+from polyalign.policies.config import DenoisingConfig, SamplerConfig
 from polyalign.policies.denoising import DenoisingPolicy
 from polyalign.policies.denoising_collator import DenoisingCollator
 from polyalign.policies.feature_cache import FeatureCache, Features
+from polyalign.policies.sampling import rollouts_of
 from polyalign.policies.schedules import Schedule
 from polyalign.randomness import keyed_seed
 from polyalign.records.samples import Edge, Example, Sample
@@ -34,11 +35,15 @@ class NumberCollator(DenoisingCollator):
     def condition_key(self, sample: Sample) -> str:
         return f"{keyed_seed('prompt', text_of(sample.prompt[-1].parts)):016x}"
 
+    def blank_key(self) -> str:
+        return "blank"
+
 
 class LinearDenoiser(DenoisingPolicy):
     """prediction = W noised + b * t + c(prompt); ``clean`` latents are the numbers of the response."""
 
     encode_batch = 2
+    provides = frozenset({"log_probs", "predictions", "sample_grad"})
 
     def __init__(self, schedule: str = "epsilon", seed: int = 0, **settings: Any) -> None:
         super().__init__(NumberCollator(FeatureCache(), SCHEDULES[schedule], DenoisingConfig(**settings), seed))
@@ -65,10 +70,22 @@ class LinearDenoiser(DenoisingPolicy):
         self.prompts_encoded += len(samples)
         return [{"prompt": torch.full((SIZE,), len(text_of(sample.prompt[-1].parts)) / 10)} for sample in samples]
 
+    def latent_shape(self, prompt: tuple[Message, ...]) -> tuple[int, ...]:
+        return (SIZE,)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return 2 * latents
+
+    def outputs_of(self, decoded: Tensor) -> list[Any]:
+        return [" ".join(f"{number:.3f}" for number in row.tolist()) for row in decoded]
+
+    def encode_blank(self) -> None:
+        self.collator.features.store(self.collator.blank_key(), {"prompt": torch.zeros(SIZE)}, "the empty prompt")
+
     def generate(
         self, prompts: Sequence[tuple[Message, ...]], *, samples_per_prompt: int = 1, seed: int = 0, **decoding: Any
     ) -> Rollouts:
-        raise NotImplementedError
+        return rollouts_of(self, prompts, samples_per_prompt, seed, SamplerConfig(**decoding.get("sampler", decoding)))
 
     def save(self, folder: Path) -> None:
         raise NotImplementedError

@@ -31,6 +31,9 @@ class TextToImageCollator(DenoisingCollator):
     def caption_key(self, caption: str) -> str:
         return hash_of("caption", caption, self.text_fingerprint)
 
+    def blank_key(self) -> str:
+        return hash_of("blank", self.text_fingerprint)  # not the empty caption's: some pipelines take zeros instead
+
     def cost(self, sample: Sample) -> int:
         return self.resolution**2 * self.config.draws
 

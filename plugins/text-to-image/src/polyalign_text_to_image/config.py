@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from polyalign.policies.config import DenoisingConfig, LoraConfig
+from polyalign.policies.config import DenoisingConfig, LoraConfig, SamplerConfig
 from polyalign.training.config import Config
 
 
@@ -34,9 +34,17 @@ class TextToImageConfig(DenoisingConfig):
 
 
 class DecodingConfig(Config):
-    """How pictures are drawn."""
+    """How pictures are drawn: by the pipeline's own sampler, or step by step by ``sampler``, which then has its own settings."""
+
+    sampler: SamplerConfig | None = Field(None, description="draw rollouts to train on; the other keys are not for it")
 
     num_inference_steps: int = Field(28, gt=0)
     guidance_scale: float = Field(5.0, ge=0, description="1 or less: no guidance")
     negative_prompt: str | None = Field(None, description="none: the pipeline's own empty prompt")
     batch_size: int = Field(16, gt=0, description="pictures per pass; does not change which noise a picture starts from")
+
+    @model_validator(mode="after")
+    def _one_sampler(self) -> DecodingConfig:
+        if self.sampler is not None and (others := self.model_fields_set - {"sampler"}):
+            raise ValueError(f"sampler draws by its own keys and does not read {', '.join(sorted(others))}; move or drop them")
+        return self

@@ -64,3 +64,9 @@ def to_pixels(picture: Image.Image, resolution: int) -> Tensor:
     left, top = (size[0] - resolution) // 2, (size[1] - resolution) // 2
     picture = picture.crop((left, top, left + resolution, top + resolution))
     return torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """Return RGB pictures of ``pixels`` ``[N, 3, H, W]`` in [0, 1], rounded to 8 bits as diffusers does."""
+    values = pixels.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray((picture * 255).round().astype(np.uint8)) for picture in values]

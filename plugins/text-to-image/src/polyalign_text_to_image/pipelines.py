@@ -9,9 +9,12 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
+from diffusers import DDIMScheduler
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
 from polyalign.errors import ConfigError
+from polyalign.policies.samplers import Grid
 from polyalign.policies.schedules import Schedule
 
 
@@ -123,3 +126,26 @@ def schedule_of(scheduler: Any, prediction: str = "auto") -> Schedule:
         f"{type(fresh).__name__} has neither alphas_cumprod nor flow matching; "
         "use a pipeline with a DDIM-like or FlowMatch scheduler"
     )
+
+
+def grid_of_scheduler(scheduler: Any, steps: int, latent: tuple[int, ...], network: Any) -> Grid:
+    """Return the noise levels at which diffusers itself would draw in so many steps: those of the pipeline's FlowMatch
+    scheduler, or of DDIM with the spacing and the last level that the pipeline's scheduler is configured for.
+
+    ``latent``: shape ``(C, h, w)``; ``network``: its configuration, for schedules that shift with the number of patches.
+    """
+    fresh = type(scheduler).from_config(scheduler.config)
+    if "FlowMatch" in type(fresh).__name__:
+        more = {}
+        if fresh.config.get("use_dynamic_shifting"):
+            patches = latent[1] * latent[2] // network.patch_size**2
+            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+            more["mu"] = calculate_shift(patches, *(fresh.config[name] for name in names))
+        fresh.set_timesteps(steps, **more)
+        noise = fresh.sigmas.double()
+        return Grid(tuple((1 - noise).tolist()), tuple(noise.tolist()), tuple(fresh.timesteps.tolist()))
+    ddim = DDIMScheduler.from_config(scheduler.config)
+    ddim.set_timesteps(steps)
+    kept = torch.cat([ddim.alphas_cumprod[ddim.timesteps], ddim.final_alpha_cumprod.reshape(1)]).double()
+    timesteps = tuple(float(timestep) for timestep in ddim.timesteps)
+    return Grid(tuple(kept.sqrt().tolist()), tuple((1 - kept).sqrt().tolist()), timesteps)

@@ -21,14 +21,16 @@ from polyalign.policies.base import Rollout, Rollouts
 from polyalign.policies.denoising import DenoisingPolicy
 from polyalign.policies.feature_cache import Features
 from polyalign.policies.fingerprint import weights_fingerprint
+from polyalign.policies.samplers import Grid
+from polyalign.policies.sampling import rollouts_of
 from polyalign.randomness import keyed_generator
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
 from polyalign_text_to_image.collator import TextToImageCollator, hash_of
 from polyalign_text_to_image.config import DecodingConfig, TextToImageConfig
 from polyalign_text_to_image.frozen import FrozenPipeline, description_of
-from polyalign_text_to_image.pictures import caption_of, open_picture, to_pixels
-from polyalign_text_to_image.pipelines import PipelineFamily, family_of, schedule_of
+from polyalign_text_to_image.pictures import caption_of, open_picture, to_pictures, to_pixels
+from polyalign_text_to_image.pipelines import PipelineFamily, family_of, grid_of_scheduler, schedule_of
 
 
 class TextToImagePolicy(DenoisingPolicy):
@@ -36,6 +38,7 @@ class TextToImagePolicy(DenoisingPolicy):
 
     inputs = frozenset({"text"})
     outputs = frozenset({"image"})
+    provides = frozenset({"log_probs", "predictions", "sample_grad"})
 
     def __init__(self, pipeline: DiffusionPipeline, config: TextToImageConfig, seed: int = 0) -> None:
         family = family_of(type(pipeline).__name__, config.base)
@@ -63,10 +66,6 @@ class TextToImagePolicy(DenoisingPolicy):
             add_lora(network, config.lora, seed)
             for parameter in trainable(network).values():
                 parameter.data = parameter.data.float()  # a bfloat16 base still learns in float32
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
 
     # scoring
 
@@ -144,8 +143,11 @@ class TextToImagePolicy(DenoisingPolicy):
         self, prompts: Sequence[tuple[Message, ...]], *, samples_per_prompt: int = 1, seed: int = 0, **decoding: Any
     ) -> Rollouts:
         """Return pictures (PIL, RGB). The noise of a picture is keyed by (seed, caption, its number under that caption), so
-        it does not depend on what else is drawn. ``decoding``: fields of `DecodingConfig`."""
+        it does not depend on what else is drawn. ``decoding``: fields of `DecodingConfig`. By default the pipeline's own
+        sampler draws; ``sampler`` (fields of `SamplerConfig`) draws rollouts that can be scored again, to train on."""
         settings = decoding_of(decoding)
+        if settings.sampler is not None:
+            return rollouts_of(self, prompts, samples_per_prompt, seed, settings.sampler)
         captions = [caption_of(prompt) for prompt in prompts for _ in range(samples_per_prompt)]
         seen: Counter[str] = Counter()
         keys = []
@@ -186,10 +188,38 @@ class TextToImagePolicy(DenoisingPolicy):
             generator=[keyed_generator(*key) for key in keys],
             output_type="latent",
         ).images
-        vae = self.frozen.vae
+        return self.outputs_of(self.decode_latents(latents))
+
+    def latent_shape(self, prompt: tuple[Message, ...]) -> tuple[int, ...]:
+        side = self.resolution // self.frozen.pixels_per_latent
+        return self.network.config.in_channels, side, side
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Return pictures ``[N, 3, H, W]`` in [0, 1]. The VAE comes to the latents' device, and stays in float32."""
+        vae = self.frozen.vae.to(latents.device)
         shift = vae.config.get("shift_factor") or 0.0
-        decoded = vae.decode(latents.float() / vae.config.scaling_factor + shift, return_dict=False)[0]
-        return pipeline.image_processor.postprocess(decoded, output_type="pil")
+        with torch.autocast(latents.device.type, enabled=False):
+            decoded = vae.decode(latents.float() / vae.config.scaling_factor + shift, return_dict=False)[0]
+        return (decoded / 2 + 0.5).clamp(0, 1)
+
+    def outputs_of(self, decoded: Tensor) -> list[Any]:
+        return to_pictures(decoded)
+
+    def sampling_grid(self, steps: int) -> Grid:
+        return grid_of_scheduler(self.frozen.parts["scheduler"], steps, self.latent_shape(()), self.network.config)
+
+    def noise_key(self, prompt: tuple[Message, ...]) -> str:
+        return caption_of(prompt)
+
+    def encode_blank(self) -> None:
+        key = self.collator.blank_key()
+        if key in self.collator.features:
+            return
+        with torch.no_grad(), self.encoders():
+            (entry,) = self._encode_captions([""])
+        if self.frozen.settings.get("force_zeros_for_empty_prompt"):
+            entry = {name: torch.zeros_like(value) for name, value in entry.items()}
+        self.collator.features.store(key, entry, "the empty prompt")
 
     # files
 

@@ -27,6 +27,46 @@ class DenoisingConfig(Config):
     latents: Literal["mean", "sample"] = Field("mean", description="posterior mean, or a keyed sample of it")
     timesteps: Literal["uniform", "logit_normal"] = "uniform"
     prediction: Literal["auto", "epsilon", "v_prediction", "flow"] = "auto"
+    rows_at_once: int | None = Field(
+        None, gt=0, description="sampler steps of rollouts per pass through the network; fewer bound the memory, computing again"
+    )
+
+
+class WindowConfig(Config):
+    """MixGRPO: only a window of the steps is stochastic, and only they are decisions."""
+
+    size: int = Field(4, gt=0, description="stochastic steps")
+    start: int | None = Field(None, ge=0, description="the first of them; none: drawn anew for every round of rollouts")
+
+
+class SamplerConfig(Config):
+    """How a denoising model draws responses whose steps can be scored again; see `polyalign.policies.samplers`."""
+
+    kind: Literal["ode", "ddim", "cps", "sde", "dance"] = Field(
+        "ode", description="ode: no decisions; ddim (epsilon and v), sde and dance (flow) and cps (any) add noise in every step"
+    )
+    steps: int = Field(10, gt=0)
+    noise_level: float | None = Field(
+        None,
+        ge=0,
+        description="eta of ddim and cps, a of sde and dance; none: 1.0, 0.7, 0.7 and 0.3, the papers'; ode ignores it",
+    )
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance, part of the scored mean; 1 or less: none")
+    window: WindowConfig | None = None
+    same_start: bool = Field(False, description="responses to one prompt start from the same noise (DanceGRPO)")
+    batch_size: int = Field(32, gt=0, description="responses drawn at once")
+
+    @property
+    def noise(self) -> float:
+        """The amount of noise that ``kind`` adds."""
+        usual = {"ode": 0.0, "ddim": 1.0, "cps": 0.7, "sde": 0.7, "dance": 0.3}[self.kind]
+        return usual if self.noise_level is None or self.kind == "ode" else self.noise_level
+
+    @model_validator(mode="after")
+    def _has_a_density(self) -> SamplerConfig:
+        if self.kind == "cps" and self.noise > 1:
+            raise ValueError(f"noise_level={self.noise} of cps must lie in [0, 1]")
+        return self
 
 
 class TokensConfig(Config):

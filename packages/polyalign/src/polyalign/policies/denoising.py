@@ -22,14 +22,21 @@ from polyalign.policies.base import Batch, Policy, Scores
 from polyalign.policies.config import DenoisingConfig
 from polyalign.policies.denoising_collator import DenoisingCollator
 from polyalign.policies.feature_cache import Features
+from polyalign.policies.samplers import Grid, grid_of
+from polyalign.policies.sampling import GradientPlan, sample_with_gradient
 from polyalign.policies.schedules import Schedule
+from polyalign.policies.transitions import score_transitions
 from polyalign.records.samples import Sample
+from polyalign.records.schema import Message
 
 
 class DenoisingPolicy(Policy):
     """Scores samples by their denoising error. A plugin says how to encode and how to call its network.
 
-    ``provides`` "predictions": the extras "predictions" and "targets", ``[N, D, ...]`` float32, keep their gradient.
+    ``provides`` "predictions": the extras "predictions" and "targets", ``[N, D, ...]`` float32, keep their gradient;
+    "clean_scale" ``[N, D]``: by how much an error of the prediction counts in the clean latents that it implies; batches of
+    rollouts add "old_predictions". A policy that implements `latent_shape`, `decode_latents` and `outputs_of` also draws
+    rollouts (`sampling.rollouts_of`), and provides "sample_grad": the extra "samples", decoded with a gradient.
     """
 
     family = "denoising"
@@ -66,8 +73,53 @@ class DenoisingPolicy(Policy):
         """Have the frozen encoders ready inside (on the device, in eval mode). Default: they always are."""
         yield
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # what drawing responses needs besides `denoise`
+
+    def latent_shape(self, prompt: tuple[Message, ...]) -> tuple[int, ...]:
+        """Return the shape of the latents of a response to this prompt."""
+        raise TrainingError(f"{type(self).__name__} cannot draw responses step by step: it does not say what shape they have")
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Return responses as tensors (pictures: ``[N, 3, H, W]`` in [0, 1]) of latents ``[N, ...]``; keeps the gradient."""
+        raise TrainingError(f"{type(self).__name__} cannot decode latents")
+
+    def outputs_of(self, decoded: Tensor) -> list[Any]:
+        """Return decoded tensors as the media that rewards read (PIL images ...)."""
+        raise TrainingError(f"{type(self).__name__} cannot make media of decoded tensors")
+
+    def sampling_grid(self, steps: int) -> Grid:
+        """Return the noise levels of a sampler of so many steps. Default: spread evenly over the schedule."""
+        return grid_of(self.schedule, steps)
+
+    def noise_key(self, prompt: tuple[Message, ...]) -> str:
+        """Return what the noise of a response is keyed by besides the seed and the response's number."""
+        return self.collator.condition_key(Sample("prompt", prompt, (), "prompt"))
+
+    def encode_blank(self) -> None:
+        """Store the empty prompt's embeddings under ``collator.blank_key()``, if they are not there yet."""
+        self.collator.blank_key()  # says that there is none
+
+    def encode_prompts(self, samples: Sequence[Sample]) -> None:
+        """Encode each distinct prompt that has no cached embeddings."""
+        self._encode(samples, "prompt embeddings", self.collator.condition_key, self.encode_conditions, None)
+
+    # scoring
+
     def forward(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
-        """Return ``log_probs`` ``[N, D, 1]``: ``-1/2 * reduction((target - prediction)^2)`` per draw, in float32."""
+        """Return ``log_probs`` ``[N, D, 1]``: ``-1/2 * reduction((target - prediction)^2)`` per draw, in float32. Batches of
+        transitions give their log-densities ``[N, 1, T]``. With "samples" wanted, responses are drawn instead and scores are 0."""
+        if "transitions" in batch.tensors:
+            if "predictions" in want:
+                raise TrainingError(
+                    "this objective noises whole responses, but the rollouts are sampler steps; set sampler.kind: ode to draw them"
+                )
+            return score_transitions(self, batch)
+        if "samples" in want:
+            return self._sampled(batch)
         count, draws, _ = batch.mask.shape
         groups = batch.tensors["groups"]
         keep = "predictions" in want
@@ -83,7 +135,11 @@ class DenoisingPolicy(Policy):
                 errors.append(squared.sum(-1) if self.settings.reduction == "sum" else squared.mean(-1))
             rows.append(group["rows"])
             if keep:
+                level = group["level"][group["noised_draw"]][group["row_noised"]]
                 extras = {"predictions": prediction.float(), "targets": target.float()}
+                extras["clean_scale"] = self.schedule.clean_scale(level)
+                if "old_predictions" in group:
+                    extras["old_predictions"] = group["old_predictions"]
         order = torch.argsort(torch.cat(rows))
         log_probs = (-0.5 * torch.cat(errors)[order]).reshape(count, draws, 1)
         return Scores(log_probs, batch.mask, batch.kind, extras)
@@ -100,6 +156,13 @@ class DenoisingPolicy(Policy):
         prediction = self.denoise(noised[pick].flatten(0, 1), self.schedule.timestep(level)[pick].flatten(), conditions)
         target = target[pick]
         return prediction.reshape(target.shape), target
+
+    def _sampled(self, batch: Batch) -> Scores:
+        plan = batch.tensors.get("plan")
+        if not isinstance(plan, GradientPlan):
+            raise TrainingError("samples were asked for, but the batch says not how: give it a GradientPlan as tensors['plan']")
+        samples = sample_with_gradient(self, batch, plan)
+        return Scores(torch.zeros(batch.mask.shape, device=samples.device), batch.mask, batch.kind, {"samples": samples})
 
     # features of the frozen encoders
 
@@ -124,29 +187,35 @@ class DenoisingPolicy(Policy):
 
     def encode_missing(self, samples: Sequence[Sample], progress: Any = None) -> None:
         """Encode each distinct response and prompt that has no cached features, ``encode_batch`` at a time."""
+        self._encode(samples, "latents", self.collator.latent_key, self.encode_latents, progress)
+        self._encode(samples, "prompt embeddings", self.collator.condition_key, self.encode_conditions, progress)
+
+    def _encode(
+        self,
+        samples: Sequence[Sample],
+        what: str,
+        key_of: Callable[[Sample], str],
+        encode: Callable[[Sequence[Sample]], list[Features]],
+        progress: Any,
+    ) -> None:
         features = self.collator.features
-        kinds: tuple[tuple[str, Callable[[Sample], str], Callable[[Sequence[Sample]], list[Features]]], ...] = (
-            ("latents", self.collator.latent_key, self.encode_latents),
-            ("prompt embeddings", self.collator.condition_key, self.encode_conditions),
-        )
-        for what, key_of, encode in kinds:
-            missing: dict[str, Sample] = {}
-            for sample in samples:
-                key = key_of(sample)
-                if key not in missing and key not in features:
-                    missing[key] = sample
-            if not missing:
-                continue
-            task = progress.add_task(f"encoding {what}", total=len(missing)) if progress is not None else None
-            keys = list(missing)
-            with self.encoders(), torch.no_grad():
-                for start in range(0, len(keys), self.encode_batch):
-                    chunk = keys[start : start + self.encode_batch]
-                    encoded = encode([missing[key] for key in chunk])
-                    for key, entry in zip(chunk, encoded, strict=True):
-                        features.store(key, entry, f"the {what} of sample {missing[key].id!r}")
-                    if task is not None:
-                        progress.advance(task, len(chunk))
+        missing: dict[str, Sample] = {}
+        for sample in samples:
+            key = key_of(sample)
+            if key not in missing and key not in features:
+                missing[key] = sample
+        if not missing:
+            return
+        task = progress.add_task(f"encoding {what}", total=len(missing)) if progress is not None else None
+        keys = list(missing)
+        with self.encoders(), torch.no_grad():
+            for start in range(0, len(keys), self.encode_batch):
+                chunk = keys[start : start + self.encode_batch]
+                encoded = encode([missing[key] for key in chunk])
+                for key, entry in zip(chunk, encoded, strict=True):
+                    features.store(key, entry, f"the {what} of sample {missing[key].id!r}")
+                if task is not None:
+                    progress.advance(task, len(chunk))
 
     def score_description(self) -> str:
         """Return the settings that scores depend on besides weights and content; it enters `fingerprint`."""

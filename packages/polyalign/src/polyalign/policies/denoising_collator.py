@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from polyalign.errors import TrainingError
-from polyalign.policies.base import Batch, Collator, Kind
+from polyalign.policies.base import Batch, Collator, Kind, Noised, Rollout
 from polyalign.policies.config import DenoisingConfig
 from polyalign.policies.feature_cache import FeatureCache, Features
 from polyalign.policies.schedules import Schedule
+from polyalign.policies.transitions import noised_decisions, rollout_sample, transition_batch
 from polyalign.randomness import keyed_generator
 from polyalign.records.samples import Sample
 
@@ -39,6 +41,14 @@ class DenoisingCollator(Collator):
     def condition_key(self, sample: Sample) -> str:
         """Return the cache key of the prompt's embeddings: its content and the encoder's fingerprint."""
 
+    def blank_key(self) -> str:
+        """Return the cache key of the empty prompt's embeddings, which guidance pushes away from."""
+        raise TrainingError(f"{type(self).__name__} knows no empty prompt to guide away from; set sampler.guidance: 1")
+
+    def blank(self) -> Features:
+        """Return the empty prompt's embeddings; `DenoisingPolicy.encode_blank` has stored them."""
+        return self.features.load(self.blank_key())
+
     def draws(self, epoch: int) -> tuple[Draw, ...]:
         """Return the keys of the draws of one epoch, as many as ``config.draws``."""
         count, bank = self.config.draws, self.config.bank
@@ -57,7 +67,7 @@ class DenoisingCollator(Collator):
     def clean(self, key: str, features: Features, epoch: int) -> Tensor:
         """Return clean latents ``[1, ...]``: the posterior's mean; or ``[D, ...]``: a keyed sample of it per draw."""
         mean = features["mean"].float()
-        if self.config.latents == "mean":
+        if self.config.latents == "mean" or "std" not in features:  # a rollout's latents are themselves, not a posterior
             return mean[None]
         generators = [keyed_generator(self.seed, key, *draw, "posterior") for draw in self.draws(epoch)]
         noise = torch.stack([torch.randn(mean.shape, generator=generator) for generator in generators])
@@ -77,20 +87,42 @@ class DenoisingCollator(Collator):
         groups: dict[Hashable, _Group] = {}
         for row, sample in enumerate(samples):
             latent_key, condition_key = self.latent_key(sample), self.condition_key(sample)
-            latent, condition = self._load(latent_key, sample, "latents"), self._load(condition_key, sample, "prompt embeddings")
-            shapes = (latent["mean"].shape, tuple((name, condition[name].shape) for name in sorted(condition)))
-            group = groups.setdefault(shapes, _Group(self))
+            latent, condition = self.load(latent_key, sample, "latents"), self.load(condition_key, sample, "prompt embeddings")
+            group = groups.setdefault(_shapes(latent, condition), _Group(self))
             group.add(row, sample, (latent_key, latent), (condition_key, condition))
+        return self._batch(samples, groups, self.cache_keys(samples))
+
+    def of_rollouts(self, rollouts: Sequence[Rollout]) -> Batch:
+        """Return a batch that scores what these rollouts decided: stored sampler steps, or keyed draws of noise on their
+        latents, with "old_predictions" ``[n, D, ...]`` of the weights that drew them."""
+        if not noised_decisions(rollouts):
+            return transition_batch(self, rollouts)
+        samples, groups = [], dict[Hashable, _Group]()
+        for row, rollout in enumerate(rollouts):
+            decisions = [decision for decision in rollout.decisions if isinstance(decision, Noised)]
+            clean = decisions[0].clean
+            assert clean is not None and len(decisions) == self.config.draws
+            samples.append(replace(rollout_sample(rollout, row), draw_key=decisions[0].key))
+            condition_key = self.condition_key(samples[row])
+            condition = self.load(condition_key, samples[row], "prompt embeddings")
+            group = groups.setdefault(_shapes({"mean": clean}, condition), _Group(self))
+            group.add(row, samples[row], (decisions[0].key, {"mean": clean}), (condition_key, condition))
+            predictions = [decision.prediction for decision in decisions if decision.prediction is not None]
+            group.old_predictions += [torch.stack(predictions)] if predictions else []
+        return self._batch(samples, groups, None)
+
+    def _batch(self, samples: Sequence[Sample], groups: dict[Hashable, _Group], cache_keys: tuple[str, ...] | None) -> Batch:
         count, draws = len(samples), self.config.draws
         return Batch(
             samples=tuple(samples),
             tensors={"groups": [group.tensors() for group in groups.values()]},
             mask=torch.ones(count, draws, 1, dtype=torch.bool),  # type: ignore[arg-type]
             kind=torch.full((count, 1), int(Kind.DENOISING), dtype=torch.long),  # type: ignore[arg-type]
-            cache_keys=self.cache_keys(samples),
+            cache_keys=cache_keys,
         )
 
-    def _load(self, key: str, sample: Sample, what: str) -> Features:
+    def load(self, key: str, sample: Sample, what: str) -> Features:
+        """Return cached features. Raises `TrainingError` naming the sample whose features `DenoisingPolicy.prepare` has not seen."""
         try:
             return self.features.load(key)
         except KeyError:
@@ -98,6 +130,10 @@ class DenoisingCollator(Collator):
                 f"the {what} of sample {sample.id!r} are not in the cache ({self.features.folder or 'memory only'}); "
                 "call policy.prepare(samples, folder) with every sample before training"
             ) from None
+
+
+def _shapes(latent: Features, condition: Features) -> Hashable:
+    return latent["mean"].shape, tuple((name, condition[name].shape) for name in sorted(condition))
 
 
 class _Distinct(Generic[T]):
@@ -122,6 +158,7 @@ class _Group:
         self.rows: list[int] = []
         self.row_noised: list[int] = []
         self.row_condition: list[int] = []
+        self.old_predictions: list[Tensor] = []
         self.clean: _Distinct[Tensor] = _Distinct()
         self.draws: _Distinct[tuple[list[int], Tensor]] = _Distinct()
         self.noised: _Distinct[tuple[int, int]] = _Distinct()
@@ -143,9 +180,10 @@ class _Group:
     def tensors(self) -> dict[str, Any]:
         """Return ``clean`` [M, 1 or D, ...], ``level`` [G, D], ``noise`` [G, D, ...], ``conditions`` [C, ...], and indices:
         noised latent p is made of clean ``noised_clean[p]`` and draw ``noised_draw[p]``; row i of ``rows`` uses noised
-        latent ``row_noised[i]`` and condition ``row_condition[i]``."""
+        latent ``row_noised[i]`` and condition ``row_condition[i]``. Rollouts add ``old_predictions`` [n, D, ...] by row."""
         entries = self.conditions.values
-        return {
+        old = {"old_predictions": torch.stack(self.old_predictions)} if self.old_predictions else {}
+        return old | {
             "rows": torch.tensor(self.rows),
             "clean": torch.stack(self.clean.values),
             "level": torch.tensor([levels for levels, _ in self.draws.values]),

@@ -74,6 +74,15 @@ class Schedule:
             return noise - clean
         return _at(self.signal, level, noise) * noise - _at(self.noise, level, noise) * clean
 
+    def clean_scale(self, level: Tensor) -> Tensor:
+        """Return by how much an error of the prediction counts in the clean latents that it implies, in the shape of ``level``.
+
+        The clean latents are ``(y_t - noise * p) / signal`` (epsilon), ``signal * y_t - noise * p`` (v_prediction) and
+        ``y_t - noise * p`` (flow).
+        """
+        noise, signal = self.noise.to(level.device)[level], self.signal.to(level.device)[level]
+        return noise / signal if self.prediction == "epsilon" else noise
+
     def timestep(self, level: Tensor) -> Tensor:
         """Return the float32 timesteps the network is told, in the shape of ``level``."""
         return self.timesteps.to(level.device)[level]
