@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polyalign.objectives.base import FeedbackTensors, Scope, Term, averaged
 from polyalign.objectives.config import BCOPairConfig
-from polyalign.objectives.margins import edge_term, over_draws, real_draws, rows
+from polyalign.objectives.margins import edge_term, over_draws, real_draws
 from polyalign.objectives.pairwise import DPO
 from polyalign.policies.base import Scores
 
@@ -51,7 +51,7 @@ class BCO(DPO):
         statistics: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Term]:
         """Return ``{"preference": (sum of weight * loss, sum of weights)}`` over the row edges."""
-        edges = rows(feedback)
+        edges = self.compared(feedback)
         delta = self.baseline
         if self.scope == "batch" and self.training:
             delta, _ = self._including(statistics or averaged(self.statistics(scores, references, feedback)))
@@ -63,7 +63,7 @@ class BCO(DPO):
         if self.scope != "batch":
             return {}
         with torch.no_grad():
-            edges, real = rows(feedback), real_draws(scores)
+            edges, real = self.compared(feedback), real_draws(scores)
             better, worse = self.rewards(scores, references["reference"], edges)
             reward = over_draws((better + worse) / 2, real[edges.better] | real[edges.worse])  # [E]
             samples = torch.tensor(float(len(feedback.role)), device=reward.device)

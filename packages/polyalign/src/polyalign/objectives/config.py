@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from polyalign.training.config import Config
 
@@ -33,7 +33,41 @@ class SFTConfig(ObjectiveConfig):
     """Supervised fine-tuning has nothing else to set."""
 
 
-class PairwiseConfig(ObjectiveConfig):
+class EdgeConfig(ObjectiveConfig):
+    """What every objective over preferences can make of the feedback beside them; `polyalign.objectives.ratings` says how.
+
+    Ratings are taken on [0, 1]. A preference whose two sides are not both rated keeps its margin and weight; where ratings
+    contradict a preference, they count as equal.
+    """
+
+    margin_from: Literal["record", "ratings", "strength"] = Field(
+        default="record",
+        description="where margins come from: the data as it is (0 in records), the difference of two ratings, or the strength "
+        "of the comparison, which then is no weight",
+    )
+    margin_scale: float = Field(
+        default=1.0, gt=0, description="scaled margin asked for per unit of rating or strength, after beta"
+    )
+    weight_from: Literal["record", "ratings"] = Field(
+        default="record", description="ratings: a preference's weight is multiplied by the difference of its ratings"
+    )
+    aspect_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="factor on preferences about an aspect, and on its ratings; aspects not named keep 1"
+    )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What these options need of the data, besides preferences."""
+        return frozenset({"ratings"} if "ratings" in (self.margin_from, self.weight_from) else ())
+
+    @model_validator(mode="after")
+    def _strength_once(self) -> EdgeConfig:
+        if self.margin_from == "strength" and self.weight_from == "ratings":
+            raise ValueError("margin_from: strength takes the weights away that weight_from: ratings would multiply; drop one")
+        return self
+
+
+class PairwiseConfig(EdgeConfig):
     """A preference between two responses, against a reference. ``link`` names the formula in `polyalign.objectives.links`."""
 
     link: ClassVar[str]
@@ -117,7 +151,7 @@ class BCOPairConfig(PairwiseConfig):
     )
 
 
-class AOTConfig(ObjectiveConfig):
+class AOTConfig(EdgeConfig):
     paired: ClassVar[bool] = True
     beta: float = Field(default=0.1, gt=0, description="about 0.1 for summed tokens, 2000 to 5000 for mean denoising errors")
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="assumed share of flipped preferences")
@@ -127,7 +161,7 @@ class AOTUnpairedConfig(AOTConfig):
     paired: ClassVar[bool] = False
 
 
-class SimPOConfig(ObjectiveConfig):
+class SimPOConfig(EdgeConfig):
     beta: float = Field(default=2.0, gt=0, description="scales the difference of mean log-probabilities")
     gamma: float = Field(default=1.0, ge=0, description="target margin, in units of the scaled difference (after beta)")
 
@@ -138,12 +172,12 @@ class AlphaPOConfig(SimPOConfig):
     alpha: float = Field(default=0.25, description="shape of the reward (1 - p^-alpha) / alpha; 0 is SimPO, may be negative")
 
 
-class CPOConfig(ObjectiveConfig):
+class CPOConfig(EdgeConfig):
     beta: float = Field(default=0.1, gt=0, description="scales the difference of summed log-probabilities")
     nll_weight: float = Field(default=1.0, ge=0, description="weight of the better responses' likelihood, cpo_alpha in TRL")
 
 
-class ORPOConfig(ObjectiveConfig):
+class ORPOConfig(EdgeConfig):
     odds_weight: float = Field(default=0.1, ge=0, description="lambda of the paper, called beta in TRL")
 
 
@@ -158,7 +192,7 @@ class KTOConfig(ObjectiveConfig):
     )
 
 
-class InstructEngineConfig(ObjectiveConfig):
+class InstructEngineConfig(EdgeConfig):
     beta: float = Field(default=2000.0, gt=0, description="2000 to 5000 for mean denoising errors; about 0.1 for summed tokens")
     column_weight: float = Field(default=0.0, ge=0, description="weight of the terms that compare two prompts for one response")
     terms: Literal["sum", "mean"] = Field(default="sum", description="how the rows of one grid are put together")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polyalign.objectives.base import Edges, FeedbackTensors, Objective, Term
 from polyalign.objectives.config import InstructEngineConfig
-from polyalign.objectives.margins import edge_losses, log_ratios, margins, scale_per_kind
+from polyalign.objectives.margins import columns, edge_losses, log_ratios, margins, rows, scale_per_kind
 from polyalign.policies.base import Scores
 
 
@@ -40,6 +40,7 @@ class InstructEngine(Objective):
     def __init__(self, config: InstructEngineConfig | None = None) -> None:
         super().__init__()
         self.config = config or InstructEngineConfig()
+        self.needs = self.needs | self.config.needs
         self.kind_scale = scale_per_kind(self.config.kind_scale)
         terms_per_grid = 2 if self.config.terms == "sum" else 1
         self.value_at_reference = terms_per_grid * math.log(2) * (1 + self.config.column_weight)
@@ -53,10 +54,9 @@ class InstructEngine(Objective):
     ) -> dict[str, Term]:
         """Return ``rows`` and, if column_weight is not 0, ``columns``; weights count grids."""
         ratios = log_ratios(scores, references["reference"], "sum", self.kind_scale)  # [N, D]
-        across = feedback.edges.columns
-        terms = {"rows": self._grid_term(ratios, scores, feedback, feedback.edges.where(~across))}
+        terms = {"rows": self._grid_term(ratios, scores, feedback, rows(feedback, self.config))}
         if self.config.column_weight:
-            total, grids = self._grid_term(ratios, scores, feedback, feedback.edges.where(across))
+            total, grids = self._grid_term(ratios, scores, feedback, columns(feedback, self.config))
             terms["columns"] = Term(self.config.column_weight * total, grids)
         return terms
 

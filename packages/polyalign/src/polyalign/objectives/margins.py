@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from polyalign.objectives.base import Edges, FeedbackTensors, Term
-from polyalign.objectives.config import KindName
+from polyalign.objectives.config import EdgeConfig, KindName
+from polyalign.objectives.ratings import refined
 from polyalign.policies.base import Kind, Scores
 
 
@@ -30,9 +31,18 @@ def log_ratios(
     return policy - frozen
 
 
-def rows(feedback: FeedbackTensors) -> Edges:
-    """Return the edges between two responses to one prompt; the others compare two prompts for one response."""
-    return feedback.edges.where(~feedback.edges.columns)
+def rows(feedback: FeedbackTensors, config: EdgeConfig | None = None) -> Edges:
+    """Return the edges between two responses to one prompt; the others compare two prompts for one response.
+
+    ``config`` is the objective's own: margins and weights are then what it makes of ratings, strengths and aspects.
+    """
+    edges = feedback.edges.where(~feedback.edges.columns)
+    return edges if config is None else refined(edges, feedback, config)
+
+
+def columns(feedback: FeedbackTensors, config: EdgeConfig) -> Edges:
+    """Return the edges that compare two prompts for one response, refined as in `rows`."""
+    return refined(feedback.edges.where(feedback.edges.columns), feedback, config)
 
 
 def margins(values: Tensor, edges: Edges) -> Tensor:
@@ -43,8 +53,13 @@ def margins(values: Tensor, edges: Edges) -> Tensor:
 def sides(values: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
     """Return (better, worse), ``[E, D]`` each, of scaled rewards ``[N, D]``, half of the edge's margin taken off either side:
     their difference then is the scaled margin minus what the edge asks for."""
-    half = edges.margin[:, None] / 2
-    return values[edges.better] - half, values[edges.worse] + half
+    return less_margin(values[edges.better], values[edges.worse], edges)
+
+
+def less_margin(better: Tensor, worse: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+    """Return the two sides of edges, ``[E, ...]`` each, half of the edge's margin taken off either."""
+    half = edges.margin.view(-1, *[1] * (better.ndim - 1)) / 2
+    return better - half, worse + half
 
 
 def lengths(scores: Scores) -> Tensor:

@@ -36,6 +36,7 @@ class ORPO(Objective):
     def __init__(self, config: ORPOConfig | None = None) -> None:
         super().__init__()
         self.config = config or ORPOConfig()
+        self.needs = self.needs | self.config.needs
         self.kind_scale = scale_per_kind(self.config.kind_scale)
 
     def forward(
@@ -46,11 +47,11 @@ class ORPO(Objective):
         statistics: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Term]:
         """Return ``nll`` (weight: decisions of better responses) and ``odds_ratio`` (weight: sum of edge weights)."""
-        edges = rows(feedback)
+        edges = rows(feedback, self.config)
         odds = log_odds(scores.reduced("mean", self.kind_scale))  # [N, D]
         penalty = -F.logsigmoid(margins(odds, edges) - edges.margin[:, None])  # [E, D]
         return {
-            "nll": negative_log_likelihood(scores, wins(feedback), self.kind_scale),
+            "nll": negative_log_likelihood(scores, wins(feedback, edges), self.kind_scale),
             "odds_ratio": edge_term(self.config.odds_weight * penalty, scores, edges),
         }
 

@@ -45,6 +45,7 @@ class AOT(Objective):
     def __init__(self, config: AOTConfig | None = None) -> None:
         super().__init__()
         self.config = config or AOTConfig()
+        self.needs = self.needs | self.config.needs
         self.kind_scale = scale_per_kind(self.config.kind_scale)
         self.value_at_reference = math.log(2)
 
@@ -66,7 +67,7 @@ class AOT(Objective):
             shares, others = coupling(lower, mass, all_lower, all_upper, all_mass)
             total = total + (shares * self._loss(others - lower[:, None])).sum()
             total = total - total.detach() / 2
-        return {"preference": Term(total, rows(feedback).weight.sum())}
+        return {"preference": Term(total, rows(feedback, self.config).weight.sum())}
 
     def statistics(self, scores: Scores, references: Mapping[str, Scores], feedback: FeedbackTensors) -> dict[str, Term | Tensor]:
         """Return the numbers to be sorted, ``[E * D, 3]``: upper, lower, mass."""
@@ -77,7 +78,7 @@ class AOT(Objective):
         self, scores: Scores, references: Mapping[str, Scores], feedback: FeedbackTensors
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return upper and lower values and their mass, ``[E * D]`` each; a draw that is padding has no mass."""
-        edges, real, beta = rows(feedback), real_draws(scores), self.config.beta
+        edges, real, beta = rows(feedback, self.config), real_draws(scores), self.config.beta
         if self.config.paired:
             upper = beta * margins(log_ratios(scores, None, "sum", self.kind_scale), edges) - edges.margin[:, None]
             lower = beta * margins(log_ratios(references["reference"], None, "sum", self.kind_scale), edges).detach()

@@ -63,6 +63,7 @@ class DPO(Objective):
     def __init__(self, config: PairwiseConfig | None = None) -> None:
         super().__init__()
         self.config = config or DPOConfig()
+        self.needs = self.needs | self.config.needs
         self.kind_scale = scale_per_kind(self.config.kind_scale)
         nothing = torch.zeros((), dtype=torch.float64)
         self.value_at_reference = self.link(nothing, nothing).item()
@@ -75,9 +76,13 @@ class DPO(Objective):
         statistics: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Term]:
         """Return ``{"preference": (sum of weight * loss, sum of weights)}`` over the row edges."""
-        edges = rows(feedback)
+        edges = self.compared(feedback)
         better, worse = self.rewards(scores, references["reference"], edges)
         return {"preference": edge_term(self.link(better, worse), scores, edges)}
+
+    def compared(self, feedback: FeedbackTensors) -> Edges:
+        """Return the edges that the loss is over, with the margins and weights that the configuration gives them."""
+        return rows(feedback, self.config)
 
     def rewards(self, scores: Scores, reference: Scores, edges: Edges) -> tuple[Tensor, Tensor]:
         """Return (better, worse): scaled rewards less half the margin, ``[E, D]`` each."""
@@ -85,10 +90,13 @@ class DPO(Objective):
 
     def scaled_rewards(self, scores: Scores, reference: Scores) -> Tensor:
         """Return ``beta g(X)`` of every sample and draw, ``[N, D]``, over its length with ``reduction: mean``."""
-        values = log_ratios(scores, reference, "sum", self.kind_scale)
+        return self.scaled(log_ratios(scores, reference, "sum", self.kind_scale), lengths(scores))
+
+    def scaled(self, log_ratio: Tensor, length: Tensor) -> Tensor:
+        """Return ``beta g(X)`` elementwise for summed log-ratios X, over ``length`` with ``reduction: mean``."""
         if isinstance(self.config, MarginConfig):
-            values = implicit_reward(values, self.config.divergence, self.config.alpha)
-        return self.config.beta * (values / lengths(scores) if self.config.reduction == "mean" else values)
+            log_ratio = implicit_reward(log_ratio, self.config.divergence, self.config.alpha)
+        return self.config.beta * (log_ratio / length if self.config.reduction == "mean" else log_ratio)
 
     def link(self, better: Tensor, worse: Tensor) -> Tensor:
         """Return the loss of scaled rewards, elementwise."""

@@ -35,6 +35,7 @@ class SimPO(Objective):
     def __init__(self, config: SimPOConfig | None = None) -> None:
         super().__init__()
         self.config = config or SimPOConfig()
+        self.needs = self.needs | self.config.needs
         self.kind_scale = scale_per_kind(self.config.kind_scale)
         self.alpha = self.config.alpha if isinstance(self.config, AlphaPOConfig) else 0.0
 
@@ -46,7 +47,7 @@ class SimPO(Objective):
         statistics: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Term]:
         """Return ``{"preference": (sum of weight * loss, sum of weights)}`` over the row edges."""
-        edges = rows(feedback)
+        edges = rows(feedback, self.config)
         rewards = power(log_ratios(scores, None, "mean", self.kind_scale), self.alpha)  # [N, D]
         scaled = self.config.beta * margins(rewards, edges) - self.config.gamma - edges.margin[:, None]  # [E, D]
         return {"preference": edge_term(-F.logsigmoid(scaled), scores, edges)}
@@ -70,6 +71,7 @@ class CPO(Objective):
     def __init__(self, config: CPOConfig | None = None) -> None:
         super().__init__()
         self.config = config or CPOConfig()
+        self.needs = self.needs | self.config.needs
         self.kind_scale = scale_per_kind(self.config.kind_scale)
 
     def forward(
@@ -80,10 +82,10 @@ class CPO(Objective):
         statistics: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Term]:
         """Return ``preference`` (weight: sum of edge weights) and ``nll`` (weight: decisions of better responses)."""
-        edges = rows(feedback)
+        edges = rows(feedback, self.config)
         sums = log_ratios(scores, None, "sum", self.kind_scale)  # [N, D]
         scaled = self.config.beta * margins(sums, edges) - edges.margin[:, None]  # [E, D]
-        total, decisions = negative_log_likelihood(scores, wins(feedback), self.kind_scale)
+        total, decisions = negative_log_likelihood(scores, wins(feedback, edges), self.kind_scale)
         return {
             "preference": edge_term(-F.logsigmoid(scaled), scores, edges),
             "nll": Term(self.config.nll_weight * total, decisions),

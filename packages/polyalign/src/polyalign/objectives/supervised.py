@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from polyalign.objectives.base import RESPONSE, FeedbackTensors, Objective, Term
+from polyalign.objectives.base import RESPONSE, Edges, FeedbackTensors, Objective, Term
 from polyalign.objectives.config import SFTConfig
 from polyalign.objectives.margins import rows, scale_per_kind
 from polyalign.policies.base import Kind, Scores
@@ -50,9 +50,9 @@ def worth_imitating(feedback: FeedbackTensors) -> Tensor:
     return good
 
 
-def wins(feedback: FeedbackTensors) -> Tensor:
-    """Return the total weight of the row edges that each sample wins, ``[N]``."""
-    edges = rows(feedback)
+def wins(feedback: FeedbackTensors, edges: Edges | None = None) -> Tensor:
+    """Return the total weight of the edges that each sample wins, ``[N]``; by default of the row edges as recorded."""
+    edges = rows(feedback) if edges is None else edges
     return torch.zeros(len(feedback.role), device=edges.weight.device).index_add(0, edges.better, edges.weight)
 
 
