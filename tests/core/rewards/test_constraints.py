@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,3 +84,66 @@ def test_the_reward_is_the_share_kept_in_the_last_user_message_or_all_or_nothing
 def test_the_reward_refuses_what_is_not_text() -> None:
     with pytest.raises(RewardError, match="bytes"):
         ConstraintsReward().score([Judged(judged("Do not use commas.", "").prompt, b"x")])
+
+
+def listed(*terms: dict[str, Any], output: Any = "a b c", weight_all: str = "share") -> float:
+    item = Judged(judged("?", "").prompt, output, conditions={"constraints": json.dumps(terms)})
+    (value,) = ConstraintsReward(ConstraintsConfig(credit=weight_all)).score([item])  # type: ignore[arg-type]
+    return value
+
+
+SHORT, LOUD = {"name": "text_length", "maximum": 5}, {"name": "letter_case", "case": "upper"}
+
+
+def test_the_rate_of_a_record_weighs_its_constraints() -> None:
+    """ACT's hand example: weights 3 (kept) and 1 (broken): 3 / 4. A rule on [0, 1] counts for its share."""
+    assert listed(SHORT | {"weight": 3}, LOUD) == 0.75
+    assert listed(SHORT, LOUD, weight_all="all") == 0.0
+    assert listed(SHORT, {"name": "keywords", "include": ["a", "z"]}) == 0.75
+    assert listed(SHORT, LOUD, output="") == 0.0
+    assert listed(SHORT, SHORT, LOUD) == 0.5
+
+
+def test_constraints_of_recipe_record_and_prompt_add_up_and_speak_of_any_modality() -> None:
+    class Clip:
+        duration = 3.0
+
+    config = ConstraintsConfig.model_validate({"constraints": [{"name": "duration", "maximum": 2}]})
+    own = json.dumps([{"name": "duration", "minimum": 1}])
+    prompt = judged("Play.", "").prompt
+    scored = ConstraintsReward(config).evaluate([Judged(prompt, Clip(), conditions={"constraints": own}), Judged(prompt, Clip())])
+    assert scored.values == [0.5, 0.0]
+    assert scored.aspects == {"kept": [1.0, 0.0], "asked": [2.0, 1.0]}
+
+
+def test_members_of_a_group_are_judged_together() -> None:
+    """a < b and b < a cannot both be, so both lose that constraint and keep the other one."""
+    terms = json.dumps(["consistent_order", SHORT])
+    conditions = [{"first": a, "second": b, "constraints": terms} for a, b in ("ab", "ba")]
+    items = [Judged(judged(c["first"], "").prompt, "before", conditions=c, group="g") for c in conditions]
+    assert ConstraintsReward().score(items) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"name": "evil.py:run"}]', "'evil.py:run' is no rule that a record may name"),
+        ('[{"name": "regex", "pattern": "(a+)+$"}]', "'regex' is no rule"),
+        ('["judge"]', "'judge' is no rule"),
+        ("{}", "it is a dict"),
+        ("[1", "no list of constraints"),
+        ('[{"name": "text_length", "max": 3}]', "unknown key 'max'"),
+        ('[{"name": "text_length", "maximum": 3, "weight": 0}]', "weight is above 0"),
+    ],
+)
+def test_a_record_names_rules_and_nothing_else(text: str, message: str) -> None:
+    item = Judged(judged("?", "").prompt, "a", conditions={"constraints": text})
+    with pytest.raises(RewardError, match=re.escape(message)):
+        ConstraintsReward().score([item])
+
+
+def test_a_constraint_off_the_scale_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def two(prompt, output): return 2")
+    config = ConstraintsConfig.model_validate({"constraints": [f"{tmp_path}/own.py:two"]})
+    with pytest.raises(RewardError, match=r"own.py:two' gave item 0 the value 2; a constraint is a reward from 0 to 1"):
+        ConstraintsReward(config).score([judged("?", "a")])

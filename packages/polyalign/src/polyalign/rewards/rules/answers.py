@@ -14,7 +14,9 @@ from polyalign.rewards.rules.config import ExactAnswerConfig
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _PLAIN = rf"(?:{_UNSIGNED})(?:[eE][-+]?\d{{1,3}})?"
-NUMBER = re.compile(rf"(?<![\w.])[-+]?(?:\\[dt]?frac\s*\{{[-+]?\d+\}}\s*\{{\d+\}}|{_PLAIN}(?:\s*/\s*\d+(?![\d.]))?)(?!\d)")
+NUMBER = re.compile(
+    rf"(?<![\w.])[-+]?(?:\\[dt]?frac\s*\{{[-+]?\d+\}}\s*\{{\d+\}}|{_PLAIN}(?:\s*/\s*\d+(?![\d.]))?)(?!\d|[eE][-+]?\d)"
+)
 MARKS = re.compile(r"####|\banswer\s*(?:is|:|=)+\s*:?", re.IGNORECASE)
 LONGEST = 400  # characters of a number; what is longer is none
 
