@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from polyalign.objectives.metrics import preference_metrics
 from polyalign.objectives.pairwise import DPO
 from polyalign.objectives.specs import OBJECTIVES as SPECS
 from polyalign.policies.base import Scores
-from polyalign.records.samples import Edge, Example
+from polyalign.records.samples import Edge, Example, Ranked, Rated
 
 # Options that make a property visible on log-probabilities of a few units, and variants that have their own code.
 OPTIONS = {
@@ -32,6 +32,8 @@ VARIANTS = {
     "forward_kl": ("f_dpo", {"divergence": "forward_kl"}),
     "alpha": ("f_dpo", {"divergence": "alpha", "reduction": "mean"}),
     "bco_pair without baseline": ("bco_pair", {"baseline": "none"}),
+    "plackett_luce of equals": ("plackett_luce", {"ties": "equal"}),
+    "pro unheated": ("pro", {"temperatures": "unit"}),
     "mixture": ("weighted_sum", {"terms": [{"name": name, "beta": 0.5} for name in ("aot", "instruct_engine", "bco_pair")]}),
 }
 
@@ -70,6 +72,20 @@ log_prob = st.floats(-6, -0.01)
 
 
 @st.composite
+def rankings(draw, count: int) -> tuple[Ranked, ...]:
+    """One ranking with ties, of some of the samples."""
+    ranks = [draw(st.sampled_from((0, 1, 2, 3, None))) for _ in range(count)]
+    weight, contrast = draw(st.sampled_from((0.0, 0.5, 1.0))), draw(st.sampled_from(("response", "response", "prompt")))
+    return tuple(Ranked(at, rank, 0, weight, contrast) for at, rank in enumerate(ranks) if rank is not None)
+
+
+@st.composite
+def ratings(draw, count: int) -> tuple[Rated, ...]:
+    """Up to two ratings of each sample; some have none."""
+    return tuple(Rated(at, value) for at in range(count) for value in draw(st.lists(st.floats(0, 1), max_size=2)))
+
+
+@st.composite
 def cases(draw) -> Case:
     examples, policy, reference = [], [], []
     draws = draw(st.integers(1, 2))
@@ -84,7 +100,8 @@ def cases(draw) -> Case:
         ]
         mismatched = draw(st.sets(st.sampled_from(indices), max_size=1))
         labels = tuple(0 if i in mismatched else draw(st.sampled_from((1, -1, 0))) for i in indices)
-        examples.append(example(len(lengths), edges, labels, tuple(mismatched), f"r{number}"))
+        plain = example(len(lengths), edges, labels, tuple(mismatched), f"r{number}")
+        examples.append(replace(plain, rankings=draw(rankings(len(lengths))), ratings=draw(ratings(len(lengths)))))
         for side in (policy, reference):
             side.append([[[draw(log_prob) for _ in range(length)] for _ in range(draws)] for length in lengths])
     return Case(examples, policy, reference)
@@ -142,10 +159,7 @@ def test_an_edge_of_weight_zero_contributes_nothing(name: str, case: Case):
 
     A grid is left out: its weight is the mean over its edges, and an edge of weight 0 is one of them.
     """
-    extended = [
-        Example(e.record_id, e.samples, (*e.edges, Edge(len(e.samples) - 1, 0, weight=0.0, margin=0.5)), labels=e.labels)
-        for e in case.examples
-    ]
+    extended = [replace(e, edges=(*e.edges, Edge(len(e.samples) - 1, 0, weight=0.0, margin=0.5))) for e in case.examples]
     order = [list(range(len(case.examples)))]
     without, slopes = loss_over(name, case, order)
     loss, others = loss_over(name, Case(extended, case.policy, case.reference), order)

@@ -18,7 +18,7 @@ def test_names_are_the_users_and_unique():
     names = [spec.name for spec in OBJECTIVES]
     expected = """
         alphapo aot aot_unpaired apo_down apo_zero bco_pair cpo discopop dpo exo_pair f_dpo hinge instruct_engine ipo kto mpo
-        nca_pair orpo robust sft sigmoid_norm simpo sppo_hard weighted_sum
+        nca_pair orpo plackett_luce pro robust sft sigmoid_norm simpo sppo_hard weighted_sum
     """
     assert sorted(names) == expected.split()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyalign.objectives.specs import offline
+from polyalign.objectives.specs import listwise, offline
 from polyalign.plugins.specs import ObjectiveSpec
 
-OBJECTIVES: tuple[ObjectiveSpec, ...] = (*offline.OBJECTIVES,)
+OBJECTIVES: tuple[ObjectiveSpec, ...] = (*offline.OBJECTIVES, *listwise.OBJECTIVES)
