@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_transitions_form_one_chain_that_ends_in_the_response() -> None:
     for rollout in drawn(policy, kind="sde"):
         steps = rollout.decisions
         assert len(steps) == 4  # the fifth step is deterministic
-        for before, after in zip(steps, steps[1:]):
+        for before, after in pairwise(steps):
             assert torch.equal(before.x_next, after.x_t)
         numbers = torch.tensor([float(word) for word in rollout.output.split()])
         last = steps[-1].x_next
@@ -178,7 +179,7 @@ def test_clean_scale_turns_an_error_of_the_prediction_into_one_of_the_clean_late
 def test_solver_free_objectives_refuse_transitions_and_mixtures_are_named() -> None:
     policy = LinearDenoiser("flow")
     stepped, noised = drawn(policy, kind="sde"), drawn(policy, kind="ode")
-    with pytest.raises(TrainingError, match="set sampler.kind: ode"):
+    with pytest.raises(TrainingError, match="draw them by sampler.kind: ode"):
         policy(policy.collator.of_rollouts(stepped), frozenset({"predictions"}))
     with pytest.raises(TrainingError, match="Noised, Transition"):
         policy.collator.of_rollouts([stepped[0], noised[0]])

@@ -140,6 +140,11 @@ def _resolve(tree: dict[str, Any], problems: list[Problem], source: str, known: 
         reason = mismatch(policy, objective)
         if reason:
             problems.append(Problem("objective.name", f"{objective.name!r} cannot train {policy.name!r}: {reason}"))
+        config = slots[("policy",)][0][1]
+        for need in sorted(set(objective.needs) & set(policy.switches)):
+            key = policy.switches[need]
+            if config is not None and not getattr(config, key):
+                problems.append(Problem(f"policy.{key}", f"{objective.name!r} needs {need}: set it to true"))
         view = _at(tree, ("data", "view"))
         if view in VIEW_GIVES and (lacking := objective.lacking_in(view)):
             way_out = f"leave it out, or write {objective.view}"
@@ -167,6 +172,10 @@ def _online_problems(tree: dict[str, Any], objective: ObjectiveSpec) -> Iterator
     """Yield where the view of the data and the ``online`` section do not go together."""
     view = _at(tree, ("data", "view")) or "auto"
     prompts = (objective.view if view == "auto" else view) == "prompts"
+    if "sample_grad" in objective.needs:  # it draws for itself, inside the step, and asks its own reward
+        if _at(tree, ("online",)) is not None:
+            yield Problem("online", f"{objective.name!r} draws its own samples and has a reward of its own; drop it")
+        return
     if prompts and _at(tree, ("online",)) is None:
         yield Problem("online", "missing; the policy answers prompts itself, so say who judges: online: {rewards: [...]}")
     if not prompts and _at(tree, ("online",)) is not None:

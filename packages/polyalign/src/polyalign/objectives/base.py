@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import LongTensor, Tensor, nn
 
-from polyalign.policies.base import Policy, Scores
+from polyalign.policies.base import Batch, Policy, Scores
 from polyalign.records.samples import Example
 
 Scope = Literal["edge", "group", "batch"]
@@ -224,7 +224,7 @@ class Objective(nn.Module):
 
     ``needs``: what must be there before the run starts; names of `Policy.provides`, and "reference", "edges", "rankings",
     "labels", "ratings", "segments", "mismatch", "grid", "rollouts".
-    ``wants``: extras that the policy's forward must return.
+    ``wants``: extras that the policy's forward must return; ``reference_wants``: that the reference's must.
     ``scope``: "edge" or "group" terms add up over any split of the data; "batch" terms need statistics of the whole
     window, which `statistics` supplies (else accumulation is refused); ``statistic_names`` names them.
     ``appraises_with``: None for objectives that read no `Experience`; else which scores `appraise` wants of the samples as they
@@ -234,6 +234,7 @@ class Objective(nn.Module):
 
     needs: frozenset[str] = frozenset()
     wants: frozenset[str] = frozenset()
+    reference_wants: frozenset[str] = frozenset()
     scope: Scope = "edge"
     statistic_names: tuple[str, ...] = ()
     value_at_reference: float | None = None
@@ -251,6 +252,10 @@ class Objective(nn.Module):
     def learning_rate_scales(self) -> dict[str, float]:
         """Return factors on the learning rate by parameter name, where a parameter has its own. Default: none has."""
         return {}
+
+    def arranged(self, batch: Batch) -> Batch:
+        """Return the batch with the settings that the policy's forward reads for this objective. Default: as it is."""
+        return batch
 
     def head_margins(self, scores: Scores, edges: Edges) -> Tensor | None:
         """Return by how much the objective's own head prefers the better side, ``[E]``; None if the policy itself prefers."""

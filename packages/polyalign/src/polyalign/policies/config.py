@@ -49,7 +49,7 @@ class SamplerConfig(Config):
     noise_level: float | None = Field(
         None,
         ge=0,
-        description="eta of ddim and cps, a of sde and dance; none: 1.0, 0.7, 0.7 and 0.3, the papers'; ode ignores it",
+        description="eta of ddim and cps, a of sde and dance; none: the papers' 1.0, 0.7, 0.7 and 0.3; ode has none",
     )
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance, part of the scored mean; 1 or less: none")
     window: WindowConfig | None = None

@@ -111,11 +111,11 @@ class DenoisingPolicy(Policy):
 
     def forward(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
         """Return ``log_probs`` ``[N, D, 1]``: ``-1/2 * reduction((target - prediction)^2)`` per draw, in float32. Batches of
-        transitions give their log-densities ``[N, 1, T]``. With "samples" wanted, responses are drawn instead and scores are 0."""
+        transitions give their log-densities ``[N, 1, T]``. With "samples" wanted, responses are drawn and scores are 0."""
         if "transitions" in batch.tensors:
             if "predictions" in want:
                 raise TrainingError(
-                    "this objective noises whole responses, but the rollouts are sampler steps; set sampler.kind: ode to draw them"
+                    "this objective noises whole responses, but these rollouts are sampler steps; draw them by sampler.kind: ode"
                 )
             return score_transitions(self, batch)
         if "samples" in want:
@@ -187,7 +187,8 @@ class DenoisingPolicy(Policy):
 
     def encode_missing(self, samples: Sequence[Sample], progress: Any = None) -> None:
         """Encode each distinct response and prompt that has no cached features, ``encode_batch`` at a time."""
-        self._encode(samples, "latents", self.collator.latent_key, self.encode_latents, progress)
+        answered = [sample for sample in samples if sample.response]  # prompts alone have nothing to denoise
+        self._encode(answered, "latents", self.collator.latent_key, self.encode_latents, progress)
         self._encode(samples, "prompt embeddings", self.collator.condition_key, self.encode_conditions, progress)
 
     def _encode(

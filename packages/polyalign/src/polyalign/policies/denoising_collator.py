@@ -84,8 +84,9 @@ class DenoisingCollator(Collator):
         return tuple(keys)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Return a batch of the samples' draws. Prompts alone (no response in any sample) give a batch to draw samples for."""
         groups: dict[Hashable, _Group] = {}
-        for row, sample in enumerate(samples):
+        for row, sample in enumerate(samples if any(sample.response for sample in samples) else ()):
             latent_key, condition_key = self.latent_key(sample), self.condition_key(sample)
             latent, condition = self.load(latent_key, sample, "latents"), self.load(condition_key, sample, "prompt embeddings")
             group = groups.setdefault(_shapes(latent, condition), _Group(self))
@@ -122,7 +123,7 @@ class DenoisingCollator(Collator):
         )
 
     def load(self, key: str, sample: Sample, what: str) -> Features:
-        """Return cached features. Raises `TrainingError` naming the sample whose features `DenoisingPolicy.prepare` has not seen."""
+        """Return cached features. Raises `TrainingError` naming the sample if `DenoisingPolicy.prepare` has not seen it."""
         try:
             return self.features.load(key)
         except KeyError:

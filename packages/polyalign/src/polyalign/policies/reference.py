@@ -18,8 +18,8 @@ from polyalign.training.config import ReferenceConfig
 
 
 class Reference(Protocol):
-    def __call__(self, batch: Batch) -> Scores:
-        """Return detached scores of the starting weights, without dropout."""
+    def __call__(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
+        """Return detached scores of the starting weights, without dropout, with the extras that ``want`` names."""
         ...
 
 
@@ -29,12 +29,12 @@ class AdaptersOff:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
 
-    def __call__(self, batch: Batch) -> Scores:
+    def __call__(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
         training = self.policy.training
         self.policy.eval()
         try:
             with torch.no_grad(), self.policy.as_reference():
-                return self.policy(batch).detach()  # type: ignore[no-any-return]
+                return self.policy(batch, want).detach()  # type: ignore[no-any-return]
         finally:
             self.policy.train(training)
 
@@ -46,9 +46,9 @@ class FrozenCopy:
         frozen = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
         self.policy = copy.deepcopy(policy, memo=dict(frozen)).eval().requires_grad_(False)
 
-    def __call__(self, batch: Batch) -> Scores:
+    def __call__(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
         with torch.no_grad():
-            return self.policy(batch).detach()  # type: ignore[no-any-return]
+            return self.policy(batch, want).detach()  # type: ignore[no-any-return]
 
 
 class CachedScores:
@@ -67,7 +67,11 @@ class CachedScores:
         for path in sorted(folder.glob(f"{self.prefix}-*.safetensors")):
             self._read(path)
 
-    def __call__(self, batch: Batch) -> Scores:
+    def __call__(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
+        if want:
+            raise TrainingError(
+                f"reference.cache keeps log-probabilities, but this objective wants {', '.join(sorted(want))} too; turn it off"
+            )
         if batch.cache_keys is None:
             raise TrainingError(
                 "reference.cache is on, but this policy's draws change every epoch; set policy.bank to a number of fixed draws"

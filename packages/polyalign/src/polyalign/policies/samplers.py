@@ -81,9 +81,7 @@ def steps_of(kind: Prediction, grid: Grid, config: SamplerConfig, window: range 
     if config.kind in ("sde", "dance") and kind != "flow":
         raise ConfigError(f"sampler.kind={config.kind!r} is for flow models, but this one predicts {kind!r}; use ddim or cps")
     if config.kind == "ddim" and kind == "flow":
-        raise ConfigError(
-            "sampler.kind='ddim' is for models that predict epsilon or v, but this is a flow; use sde, dance or cps"
-        )
+        raise ConfigError("sampler.kind='ddim' is for models that predict epsilon or v; this is a flow: use sde, dance or cps")
     steps = []
     for index, timestep in enumerate(grid.timesteps):
         amount = config.noise if window is None or index in window else 0.0

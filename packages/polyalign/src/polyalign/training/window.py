@@ -17,7 +17,7 @@ from torch import Tensor
 from polyalign.errors import TrainingError
 from polyalign.objectives.base import Objective, Term, averaged
 from polyalign.objectives.metrics import preference_metrics
-from polyalign.policies.base import Scores
+from polyalign.policies.base import Batch, Scores
 from polyalign.policies.reference import Reference
 from polyalign.training.batches import MicroBatch
 
@@ -189,8 +189,14 @@ class WindowLoss:
         them) and its scores. Both run in one precision; policies sum their scores in float32 outside autocast."""
         micro = MicroBatch(micro.batch.to(self.device), micro.feedback.to(self.device), micro.record_ids)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            references = {"reference": self.reference(micro.batch)} if self.needs_reference and self.reference else {}
-            return micro, references, self.score(micro.batch, self.objective.wants)
+            references = self._references(micro.batch)
+            return micro, references, self.score(self.objective.arranged(micro.batch), self.objective.wants)
+
+    def _references(self, batch: Batch) -> dict[str, Scores]:
+        if not self.needs_reference or self.reference is None:
+            return {}
+        wants = self.objective.reference_wants
+        return {"reference": self.reference(batch, wants) if wants else self.reference(batch)}
 
     def _metrics(self, scores: Scores, references: Mapping[str, Scores], micro: MicroBatch) -> dict[str, Term]:
         with torch.no_grad():
