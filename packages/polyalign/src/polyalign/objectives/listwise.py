@@ -8,11 +8,11 @@ from functools import lru_cache
 from itertools import combinations
 
 import torch
-import torch.nn.functional as F
 from torch import LongTensor, Tensor
 
 from polyalign.errors import TrainingError
 from polyalign.objectives.base import FeedbackTensors, Objective, Rankings, Ratings, Term
+from polyalign.objectives.config import DPOConfig
 from polyalign.objectives.listwise_config import PlackettLuceConfig, PROConfig
 from polyalign.objectives.margins import over_draws, real_draws, scale_per_kind
 from polyalign.objectives.pairwise import DPO
@@ -21,7 +21,7 @@ from polyalign.policies.base import Scores
 LARGEST_TIE = 16  # its subsets are enumerated
 
 
-class PlackettLuce(DPO):
+class PlackettLuce(Objective):
     """The DPO loss of whole rankings (Rafailov et al. 2023, arXiv 2305.18290, appendix A.3, eq. 20), with ties.
 
     With scaled rewards r = beta g(X) (see `DPO`) a ranking y_1 > ... > y_n costs ``sum over k of log(sum over i >= k of
@@ -46,11 +46,11 @@ class PlackettLuce(DPO):
     """
 
     needs = frozenset({"reference", "rankings"})
-    config: PlackettLuceConfig
 
     def __init__(self, config: PlackettLuceConfig | None = None) -> None:
-        super().__init__(config or PlackettLuceConfig())
-        self.value_at_reference = None
+        super().__init__()
+        self.config = config or PlackettLuceConfig()
+        self.dpo = DPO(DPOConfig.model_validate(self.config.model_dump(exclude={"ties"})))  # its rewards are ours
 
     def forward(
         self,
@@ -62,7 +62,7 @@ class PlackettLuce(DPO):
         """Return ``{"preference": (sum of weight * loss, sum of weights)}`` over the rankings of responses to one prompt."""
         equal = self.config.ties == "equal"
         lists = ordered(feedback.rankings, ties_count=equal)
-        rewards = self.scaled_rewards(scores, references["reference"])[lists.members]  # [R, n, D]
+        rewards = self.dpo.scaled_rewards(scores, references["reference"])[lists.members]  # [R, n, D]
         tie = mean_over_orders if equal else any_order
         losses = rewards[:, :0].sum(1)  # [R, D], zeros
         for row, tied, worse in lists.tiers(with_last=equal):
@@ -71,10 +71,6 @@ class PlackettLuce(DPO):
             rest = rewards[row].masked_fill(~worse[..., None], torch.finfo(rewards.dtype).min / 4).logsumexp(1)
             losses = losses.index_add(0, row, tie(tied_rewards, rest))
         return {"preference": list_term(losses, scores, lists)}
-
-    def link(self, better: Tensor, worse: Tensor) -> Tensor:
-        """Return the loss of a ranking of two, elementwise."""
-        return -F.logsigmoid(better - worse)
 
 
 class PRO(Objective):
