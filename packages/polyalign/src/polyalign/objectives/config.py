@@ -185,6 +185,11 @@ class KTOConfig(ObjectiveConfig):
     beta: float = Field(default=0.1, gt=0, description="about 0.1 for summed tokens, 1000 to 5000 for mean denoising errors")
     desirable_weight: float = Field(default=1.0, gt=0)
     undesirable_weight: float = Field(default=1.0, gt=0)
+    utility: Literal["kahneman_tversky", "loss_averse", "risk_seeking"] = Field(
+        default="kahneman_tversky",
+        description="what a gain x is worth: sigma(x), which saturates both ways; log sigma(x), which punishes losses without "
+        "end; -log sigma(-x), which pays for gains without end",
+    )
     kl: Literal["auto", "mismatch", "batch"] = Field(
         default="auto",
         description="reference point z0: mean log-ratio of mismatched samples (KTO), or of the labelled samples themselves "

@@ -14,7 +14,7 @@ from itertools import combinations
 from polyalign.records.grids import grids
 from polyalign.records.judgements import carried, contrast, desirability, edge_of, sample_of, strict_pairs, weight_of
 from polyalign.records.samples import Example, MediaSource, Ranked, Sample
-from polyalign.records.schema import Comparison, Record, Refinement
+from polyalign.records.schema import Comparison, Rating, Record, Refinement, Segment
 
 View = Callable[[Record, MediaSource | None], list[Example]]
 
@@ -86,6 +86,12 @@ def sft(record: Record, media: MediaSource | None = None) -> list[Example]:
     ]
 
 
+def rated(record: Record, media: MediaSource | None = None) -> list[Example]:
+    """Return one example per response that has a rating or a labelled segment, good or bad, in order."""
+    found = sorted({feedback.candidate for feedback in record.feedback if isinstance(feedback, Rating | Segment)})
+    return [Example(record.id, (sample_of(record, candidate, media),), **carried(record, (candidate,))) for candidate in found]
+
+
 def prompts(record: Record, media: MediaSource | None = None) -> list[Example]:
     """Return one example per distinct prompt: a single sample with nothing in its response, for the policy to answer."""
     first: dict[object, int] = {}
@@ -101,6 +107,7 @@ VIEWS: dict[str, View] = {
     "unpaired": unpaired,
     "grids": grids,
     "sft": sft,
+    "rated": rated,
     "prompts": prompts,
 }
 
