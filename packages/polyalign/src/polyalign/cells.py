@@ -8,7 +8,7 @@ from polyalign.plugins.registry import Registry, registry
 from polyalign.plugins.specs import NEEDS_OF_VIEWS, ObjectiveSpec, PolicySpec
 
 # Needs that data or the trainer meets; everything else an objective needs, the policy must provide.
-NEEDS_OF_DATA = NEEDS_OF_VIEWS | {"reference", "ratings", "segments"}
+NEEDS_OF_DATA = NEEDS_OF_VIEWS | {"reference", "ratings", "segments", "self_samples"}
 TEST = "tests/cells/test_cells.py::test_cell"
 
 
@@ -30,7 +30,8 @@ def mismatch(policy: PolicySpec, objective: ObjectiveSpec) -> str:
     """Return why this objective cannot train this policy, or an empty string."""
     if policy.family in objective.unsupported:
         return objective.unsupported[policy.family]
-    lacking = sorted(set(objective.needs) - set(policy.provides) - NEEDS_OF_DATA)
+    needs = set(objective.needs) | ({"log_probs"} if objective.reads == "log_probs" else set())
+    lacking = sorted(needs - set(policy.provides) - set(policy.switches) - NEEDS_OF_DATA)
     if lacking:
         return f"it needs {', '.join(lacking)}; the policy provides {', '.join(sorted(policy.provides))}"
     return ""

@@ -21,6 +21,7 @@ def polyalign_policies() -> Iterable[PolicySpec]:
             inputs=("text",),
             outputs=("text",),
             provides=TOKEN_POLICY_PROVIDES,
+            switches={"values": "value_head"},
             fixture="polyalign_text.fixture:fixture",
         )
     ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import LongTensor, Tensor, nn
 
-from polyalign.objectives.base import FeedbackTensors, Objective, Term
+from polyalign.errors import ConfigError
+from polyalign.objectives.base import Experience, FeedbackTensors, Objective, Term, Total, alone
 from polyalign.objectives.terms import WeightedSumConfig
-from polyalign.policies.base import Scores
+from polyalign.policies.base import Policy, Scores
+from polyalign.records.samples import Example
 from polyalign.slots import numbered
 
 
@@ -31,11 +33,29 @@ class WeightedSum(Objective):
         parts = [part for _, _, part in self._parts()]
         self.needs = frozenset().union(*(part.needs for part in parts))
         self.wants = frozenset().union(*(part.wants for part in parts))
+        self.reference_wants = frozenset[str]().union(*(part.reference_wants for part in parts))
         self.scope = max((part.scope for part in parts), key=("edge", "group", "batch").index)
+        appraising = [part.appraises_with for part in parts if part.appraises_with is not None]
+        if len(appraising) > 1:
+            names = ", ".join(label for label, _, part in self._parts() if part.appraises_with is not None)
+            raise ConfigError(f"{names} each make advantages of their own; keep one of them in a weighted sum")
+        self.appraises_with = frozenset[str]().union(*appraising) if appraising else None
         self.statistic_names = tuple(f"{label}/{name}" for label, _, part in self._parts() for name in part.statistic_names)
         values = [(weight, part.value_at_reference) for _, weight, part in self._parts()]
         known = [weight * value for weight, value in values if value is not None]
         self.value_at_reference = sum(known) if len(known) == len(values) else None
+
+    def attach(self, policy: Policy, data: Iterable[Example]) -> None:
+        examples = list(data)
+        for _, _, part in self._parts():
+            part.attach(policy, examples)
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        return {
+            f"objectives.{number}.{name}": scale
+            for number, (_, _, part) in enumerate(self._parts())
+            for name, scale in part.learning_rate_scales().items()
+        }
 
     @property
     def splittable(self) -> bool:
@@ -66,6 +86,20 @@ class WeightedSum(Objective):
         for label, _, part in self._parts():
             if own := _own(statistics, label):
                 part.observe(own)
+
+    def appraise(self, experience: Experience, mask: Tensor, group: LongTensor, total: Total = alone) -> Experience:
+        """Return what the one term that appraises makes of it (`WeightedSumConfig` allows no second)."""
+        for _, _, part in self._parts():
+            if part.appraises_with is not None:
+                return part.appraise(experience, mask, group, total)
+        return experience
+
+    def metrics(self, scores: Scores, references: Mapping[str, Scores], feedback: FeedbackTensors) -> dict[str, Term]:
+        return {
+            f"{label}/{name}": value
+            for label, _, part in self._parts()
+            for name, value in part.metrics(scores, references, feedback).items()
+        }
 
     def weights(self, scores_mask: Tensor, kind: LongTensor, feedback: FeedbackTensors) -> dict[str, Tensor]:
         return {

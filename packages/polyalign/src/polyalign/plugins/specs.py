@@ -69,6 +69,7 @@ class PolicySpec(Spec):
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     provides: tuple[str, ...] = ("log_probs",)
+    switches: dict[str, str] = field(default_factory=dict)  # what it provides only if its configuration says so: {name: key}
     fixture: str | None = None  # "module:callable" -> one PolicyFixture or a tuple (one per architecture), for the cells test
 
 

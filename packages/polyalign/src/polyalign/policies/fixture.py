@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from polyalign.plugins.specs import PolicySpec, load_attribute
 from polyalign.policies.base import Policy
@@ -17,6 +18,8 @@ class PolicyFixture:
 
     ``records``: at least four with one comparison of two candidates under one prompt, then at least two InstructEngine
     grids (tagged "grid": four candidates, each with its own prompt).
+    ``with_values``: the same, for objectives that need values, where the policy has a switch for them.
+    ``decoding``: how responses are drawn for objectives that need rollouts.
     ``idle``: ends of the names of trainable modules whose output the architecture throws away, so that they never move.
     """
 
@@ -25,6 +28,8 @@ class PolicyFixture:
     media: MediaSource | None = None
     learning_rate: float = 1e-3
     idle: tuple[str, ...] = ()
+    with_values: Callable[[], Policy] | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fixtures_of(spec: PolicySpec) -> tuple[PolicyFixture, ...]:

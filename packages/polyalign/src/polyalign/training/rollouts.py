@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from polyalign.errors import TrainingError
 from polyalign.objectives.base import Experience, FeedbackTensors
 from polyalign.policies.base import Collator, Rollout
 from polyalign.records.samples import Edge, Example, Ranked
-from polyalign.rewards.base import Judged, Reward
+from polyalign.rewards.base import Judged, Reward, checked
 from polyalign.training.batches import MicroBatch
 from polyalign.training.config import OnlineConfig
 
@@ -57,11 +57,14 @@ class Judges:
     def groups(self, record_ids: Sequence[str], rollouts: Sequence[Rollout], each: int) -> list[Group]:
         """Return one group per record id, of ``each`` rollouts, judged all at once."""
         items = [Judged.of(rollout.prompt, rollout.output) for rollout in rollouts]
-        named = {name: self._score(name, reward, items) for name, reward in self.trained.items()}
+        scored = {name: checked(name, reward.evaluate(items), len(items)) for name, reward in self.trained.items()}
+        named = {name: one.values for name, one in scored.items()}
         rewards = [sum(w * value for w, value in zip(self.weights, values)) for values in zip(*named.values(), strict=True)]
         rewards = [reward - self._too_long(rollout) for reward, rollout in zip(rewards, rollouts, strict=True)]
         earned = self._earned(rollouts, items, rewards)
-        named |= {f"held_out/{name}": self._score(name, reward, items) for name, reward in self.held_out.items()}
+        scored |= {f"held_out/{name}": checked(name, r.evaluate(items), len(items)) for name, r in self.held_out.items()}
+        named = {name: one.values for name, one in scored.items()}
+        named |= {f"{name}/{aspect}": values for name, one in scored.items() for aspect, values in one.aspects.items()}
         groups = []
         for number, record_id in enumerate(record_ids):
             own = slice(number * each, (number + 1) * each)
@@ -92,13 +95,13 @@ class Judges:
             earned.append(tuple(total.tolist()))
         return earned
 
-    def _score(self, name: str, reward: Reward, items: Sequence[Judged]) -> list[float]:
-        values = [float(value) for value in reward.score(items)]
-        if len(values) != len(items) or not all(map(math.isfinite, values)):
-            bad = next((value for value in values if not math.isfinite(value)), None)
-            found = f"{len(values)} numbers for {len(items)} responses" if bad is None else f"the number {bad}"
-            raise TrainingError(f"reward {name!r} gave {found}; a reward gives one finite number per response")
-        return values
+    def state(self) -> dict[str, Any]:
+        """Return what the rewards keep between rounds (running normalisations), for the checkpoint; see `restore`."""
+        return {name: state for name, reward in self.trained.items() if (state := reward.state())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for name, reward in self.trained.items():
+            reward.restore(state.get(name, {}))
 
     def _too_long(self, rollout: Rollout) -> float:
         """Return what a response loses for its length: 0 until the buffer, then in equal steps up to the whole penalty."""

@@ -70,6 +70,7 @@ class Trainer:
         self.device = self.accelerator.device
         self.sharded = self.config.sharding == "fully_shard" and self.processes > 1
         _check_needs(objective, policy, self.processes)
+        _check_demonstrations(objective, demonstrations is not None)
 
         policy.to(self.device)
         objective.attach(policy, (data[index] for index in range(len(data))))
@@ -234,6 +235,8 @@ class Trainer:
             print_once(self.main, "no checkpoint to resume from: starting at step 0")
             return 0
         checkpoint.load(self.state, path)
+        if self.rollouts is not None:
+            self.rollouts.judges.restore(self.state.progress.get("rewards", {}))
         step = int(self.state.progress["step"])
         for later in self.folder.glob("checkpoints/step-*"):  # damaged ones: step numbers must not be taken when we get there
             if self.main and int(later.name.removeprefix("step-")) > step:
@@ -265,6 +268,8 @@ class Trainer:
         folder = self.folder / "checkpoints"
         if isinstance(self.reference, CachedScores):
             self.reference.save()
+        if self.rollouts is not None:
+            progress["rewards"] = self.rollouts.judges.state()
         checkpoint.save(self.state, folder / f"step-{step:06d}", self.main)
         if self.main:
             best_step = progress["best_step"]
@@ -290,3 +295,11 @@ def _check_needs(objective: Objective, policy: Policy, processes: int) -> None:
         raise TrainingError(
             f"{type(objective).__name__} needs the whole batch at once and cannot run on {processes} processes; use one"
         )
+
+
+def _check_demonstrations(objective: Objective, given: bool) -> None:
+    needed = "demonstrations" in objective.needs
+    if needed and not given:
+        raise TrainingError("objective.sft_weight is set, but there is nothing to imitate; add online.demonstrations")
+    if given and not needed:
+        raise TrainingError("online.demonstrations are given, but the objective imitates none; set objective.sft_weight")

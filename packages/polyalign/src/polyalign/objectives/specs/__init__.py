@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from polyalign.objectives.specs import listwise, offline
+from polyalign.objectives.specs import denoising, distillation, listwise, offline, online, refinements, reward_models
 from polyalign.plugins.specs import ObjectiveSpec
 
-OBJECTIVES: tuple[ObjectiveSpec, ...] = (*offline.OBJECTIVES, *listwise.OBJECTIVES)
+OBJECTIVES: tuple[ObjectiveSpec, ...] = (
+    *offline.OBJECTIVES,
+    *refinements.OBJECTIVES,
+    *denoising.OBJECTIVES,
+    *online.OBJECTIVES,
+    *distillation.OBJECTIVES,
+    *listwise.OBJECTIVES,
+    *reward_models.OBJECTIVES,
+)
