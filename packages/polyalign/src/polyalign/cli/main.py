@@ -63,6 +63,18 @@ def train(
 
 
 @app.command()
+def teach(
+    recipe: Annotated[str, typer.Argument(help="a recipe name, a YAML file or a run folder")],
+    overrides: Overrides = None,
+) -> None:
+    """Let a recipe's teacher read its data once, for training without the teacher."""
+    from polyalign.config import load_recipe
+    from polyalign.training import run
+
+    typer.echo(run.teach(load_recipe(recipe, overrides or [])))
+
+
+@app.command()
 def sample(
     source: RecipeOrRun,
     overrides: Overrides = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import LongTensor, Tensor
@@ -16,6 +16,12 @@ from polyalign.policies.config import TokensConfig
 from polyalign.policies.shared_prefix import Line, group_by_prefix, group_length, share_rows
 from polyalign.records.samples import Prompt, Sample
 from polyalign.records.schema import Message
+
+
+class Taught(Protocol):
+    """Adds target distributions to a batch, by the token ids of its rows. Picklable."""
+
+    def attach(self, batch: Batch, rows: Sequence[Encoded]) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class TokenCollator(Collator):
     """
 
     pads: ClassVar[bool] = True
+    taught: Taught | None = None  # with a teacher's stored distributions, every batch carries those of its samples
 
     def __init__(self, encoder: PromptResponseEncoder, config: TokensConfig) -> None:
         self.encoder = encoder
@@ -57,8 +64,9 @@ class TokenCollator(Collator):
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        keys = tuple(sample.content_key() for sample in samples)
-        return self.layout(tuple(samples), self.encode_all(samples), torch.ones(len(samples)), keys)
+        keys, rows = tuple(sample.content_key() for sample in samples), self.encode_all(samples)
+        batch = self.layout(tuple(samples), rows, torch.ones(len(samples)), keys)
+        return self.taught.attach(batch, rows) if self.taught is not None else batch
 
     def encode(self, sample: Sample) -> Encoded:
         """Return the token ids of one sample, within the length limits."""
@@ -187,13 +195,28 @@ class TokenCollator(Collator):
         return {"media": media, "media_index": index, "row_media": [[place[medium.key] for medium in row.media] for row in rows]}
 
 
-def with_token_targets(batch: Batch, ids: LongTensor, values: Tensor) -> Batch:
+# Tensors of a batch that speak of target distributions and come back among the extras of its scores.
+TARGETS_GIVEN = ("target_values", "teacher_log_probs", "teacher_reference_log_probs")
+
+
+def with_token_targets(
+    batch: Batch, ids: LongTensor, values: Tensor, *, teacher: Tensor | None = None, teacher_reference: Tensor | None = None
+) -> Batch:
     """Return the batch with target distributions for ``want={"token_targets"}``.
 
-    ``ids`` ``[N, T, K]``: K token ids per scored position; ``values`` ``[N, T, K]``: their weights, such as a teacher's
-    top-K probabilities. Positions where the batch's mask is False are ignored.
+    ``ids`` ``[N, T, K]``: K distinct token ids per scored position; ``values`` ``[N, T, K]``: their weights, such as a
+    teacher's top-K probabilities. ``teacher`` and ``teacher_reference`` ``[N, T, K + 1]``: log-probabilities of those ids under
+    a teacher, and under what it was before it learned preferences; last the log of what all other ids hold. Positions
+    where the batch's mask is False are ignored.
     """
     expected = (*batch.mask.shape[::2], ids.shape[-1])
     if ids.shape != expected or values.shape != expected:
         raise ValueError(f"ids and values must both be [N, T, K] = {expected}; got {tuple(ids.shape)} and {tuple(values.shape)}")
-    return replace(batch, tensors={**batch.tensors, "target_ids": ids, "target_values": values.float()})
+    tensors: dict[str, Any] = {"target_ids": ids, "target_values": values.float()}
+    for name, given in (("teacher_log_probs", teacher), ("teacher_reference_log_probs", teacher_reference)):
+        if given is None:
+            continue
+        if given.shape != (*expected[:2], expected[2] + 1):
+            raise ValueError(f"{name} must be [N, T, K + 1] = {(*expected[:2], expected[2] + 1)}; got {tuple(given.shape)}")
+        tensors[name] = given.float()
+    return replace(batch, tensors={**batch.tensors, **tensors})

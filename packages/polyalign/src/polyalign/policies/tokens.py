@@ -25,16 +25,17 @@ from polyalign.policies.base import Batch, Policy, Rollouts, Scores
 from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
 from polyalign.policies.fingerprint import weights_fingerprint
-from polyalign.policies.logprobs import CHUNK_LOGITS, in_chunks, reduce_logits, scatter
+from polyalign.policies.logprobs import CHUNK_LOGITS, in_chunks, reduce_logits, reduce_to_likeliest, scatter
 from polyalign.policies.pretrained import merged_copy, plain_weights
 from polyalign.policies.shared_prefix import block_mask, cells_per_token, flex_mask, in_shared_rows
-from polyalign.policies.token_collator import TokenCollator
+from polyalign.policies.token_collator import TARGETS_GIVEN, TokenCollator
+from polyalign.policies.token_features import FEATURES, Lines, line_tokens, token_features
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
 
 logger = logging.getLogger(__name__)
 VALUE_HEAD_FILE = "value_head.safetensors"
-PROVIDED = {"log_probs", "entropy", "mean_logit", "hidden", "token_targets"}
+PROVIDED = {"log_probs", "entropy", "mean_logit", "log_sum_squares", "token_targets"} | FEATURES
 LAYERS_MASKED = {"full_attention", "sliding_attention"}  # kinds of layers that a mask over earlier tokens describes
 
 
@@ -43,11 +44,13 @@ class TokenPolicy(Policy):
 
     Extras of `forward`, with N samples and T scored tokens in the longest response (0 where nothing is scored):
 
-    - ``entropy`` ``[N, T]``, nats; ``mean_logit`` ``[N, T]``, over the vocabulary;
+    - ``entropy`` ``[N, T]``, nats; ``mean_logit`` ``[N, T]``, over the vocabulary; ``log_sum_squares`` ``[N, T]``,
+      the log of the probability that two tokens drawn there are the same, without gradient;
     - ``values`` ``[N, T]``, the value head's view of the state before each token;
-    - ``hidden`` ``[N, H]``: last-layer hidden state at the row's last real token;
-    - ``token_targets`` ``[N, T]`` and ``target_log_probs`` ``[N, T, K]`` for a batch made by `with_token_targets`, along
-      with its ``target_values``: what a distillation loss needs of the vocabulary, and no more.
+    - ``hidden`` and ``prompt_hidden`` ``[N, H]``, ``states`` ``[N, T, H]`` with ``step_ends`` ``[N, T]``: last-layer hidden
+      states as `token_features.token_features` reads them;
+    - ``token_targets`` and ``target_rest`` ``[N, T]``, ``target_log_probs`` ``[N, T, K]`` for a batch made by
+      `with_token_targets`, along with what that put in: what a distillation loss needs of the vocabulary, and no more.
 
     Dropout of the base model is off in training too, so that the policy equals its reference before the first step; LoRA
     keeps the dropout of its own configuration.
@@ -73,6 +76,7 @@ class TokenPolicy(Policy):
         self.provides = frozenset(PROVIDED | ({"values"} if value_head else set()))
         self.config = config
         self._fingerprint: str | None = None
+        self._line_tokens: Lines | None = None
         self.splits = self._split_is_exact()
         if self.splits and config.rows == "auto":
             self.collator.cells_per_token = cells_per_token(model)
@@ -86,16 +90,11 @@ class TokenPolicy(Policy):
         tensors = rows.tensors
         samples, columns = mask.nonzero(as_tuple=True)  # P scored positions
         row, predictors = tensors["row"][samples], tensors["predictors"][samples, columns]
-        if self.splits:
-            hidden = self.states(rows)  # [R, L, H]
-            scored, head = hidden[row, predictors], self.head  # [P, H]: prompt and padding never meet the vocabulary
-        else:
-            hidden, logits = self.whole(rows)
-            scored, head = logits[row, predictors], None
+        scored, head, hidden = self._at(rows, row, predictors)
         targeted = "token_targets" in want
         reduced = in_chunks(
             self._reducer(head, want),
-            self.config.head_chunk or max(1, CHUNK_LOGITS // self.vocabulary_size),
+            self._head_chunk,
             scored,
             tensors["targets"][samples, columns],
             tensors["temperature"][samples],
@@ -108,10 +107,41 @@ class TokenPolicy(Policy):
         log_probs = scatter(reduced.pop("log_probs"), mask)[:, None]  # [N, 1, T]
         extras = {name: scatter(value, mask) for name, value in reduced.items()}
         if targeted:
-            extras["target_values"] = tensors["target_values"]
-        if "hidden" in want:
-            extras["hidden"] = hidden[tensors["row"], tensors["last"]].float()
+            extras |= {name: tensors[name] for name in TARGETS_GIVEN if name in tensors}
+        extras |= token_features(want, hidden, tensors, mask, lambda: self._lines(mask.device))
         return Scores(log_probs, batch.mask, batch.kind, extras)
+
+    @torch.no_grad()
+    def likeliest(self, batch: Batch, count: int, ids: Tensor | None = None, within: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return (ids ``[P, K]``, log-probabilities ``[P, K + 1]``) at the P scored positions of the batch, row by row.
+
+        The ``count`` likeliest ids of each position, likeliest first, or the given ``ids`` ``[P, K]``; the last column is the
+        log of what all other ids hold. ``within``: only the first so many ids exist; some models pad their vocabulary.
+        """
+        rows = self.rows(batch)
+        samples, columns = batch.mask[:, 0].nonzero(as_tuple=True)
+        scored, head, _ = self._at(rows, rows.tensors["row"][samples], rows.tensors["predictors"][samples, columns])
+
+        def reduce(states: Tensor, given: Any = None) -> dict[str, Tensor]:
+            logits = (states if head is None else head(states))[:, :within]
+            with torch.autocast(logits.device.type, enabled=False):
+                return reduce_to_likeliest(logits, given, min(count, logits.shape[1]))
+
+        found = in_chunks(reduce, self._head_chunk, scored, ids)
+        return found["ids"], found["log_probs"]
+
+    def _at(self, rows: Batch, row: Tensor, predictors: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None, Tensor]:
+        """Return (what stands at P positions, the head that makes logits of it, hidden states ``[R, L, H]``). The first is
+        ``[P, H]``, so that prompt and padding never meet the vocabulary; without a split it is the logits, and head is None."""
+        if self.splits:
+            hidden = self.states(rows)
+            return hidden[row, predictors], self.head, hidden
+        hidden, logits = self.whole(rows)
+        return logits[row, predictors], None, hidden
+
+    @property
+    def _head_chunk(self) -> int:
+        return self.config.head_chunk or max(1, CHUNK_LOGITS // self.vocabulary_size)
 
     def rows(self, batch: Batch) -> Batch:
         """Return the batch as the model will see it: ``input_ids``, ``position_ids`` and ``attention_mask`` of R rows, which
@@ -152,11 +182,22 @@ class TokenPolicy(Policy):
                     temperature,
                     entropy="entropy" in want,
                     mean_logit="mean_logit" in want,
+                    log_sum_squares="log_sum_squares" in want,
                     target_ids=ids,
                     target_values=values,
                 )
 
         return reduce
+
+    def _lines(self, device: torch.device) -> Lines:
+        if self._line_tokens is None:
+            self._line_tokens = line_tokens(self.tokenizer, self.vocabulary_size)
+        newline, content = self._line_tokens
+        return newline.to(device), content.to(device)
+
+    @property
+    def feature_sizes(self) -> dict[str, int]:
+        return dict.fromkeys(sorted(FEATURES), int(self.model.config.get_text_config().hidden_size))
 
     @property
     def vocabulary_size(self) -> int:

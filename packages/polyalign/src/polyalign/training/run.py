@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polyalign.cache import cache_folder
-from polyalign.errors import PolyalignError
+from polyalign.errors import PolyalignError, TrainingError
 from polyalign.policies.reference import build_reference
 from polyalign.records.atomic import write_text
 from polyalign.records.dataset import ExampleDataset
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
 from polyalign.slots import numbered
-from polyalign.training import checkpoint
+from polyalign.training import checkpoint, teaching
 from polyalign.training.report import card, page
 from polyalign.training.report.judging import Judgement, judge
 from polyalign.training.report.samples import Response, generate
@@ -81,6 +81,7 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
         training = resolved.recipe.training.model_copy(update={"steps": max_steps})
         resolved = replace(resolved, recipe=resolved.recipe.model_copy(update={"training": training}))
     recipe = resolved.recipe
+    teaching.teacher_of(resolved.objective_config)  # a teacher that cannot be is told before any weights are loaded
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", resolved.to_yaml())
     train_set, held_out = datasets(resolved)
@@ -98,7 +99,8 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
     if "reference" in objective.needs:
         reference = build_reference(policy, recipe.reference, cache / "reference", rank, recipe.training.precision)
     judged = rollout_judges(resolved)
-    trainer = Trainer(recipe, policy, objective, reference, train_set, held_out, out, judged, demonstrations)
+    taught = teaching.prepare(resolved, policy, train_set, held_out)
+    trainer = Trainer(recipe, policy, objective, reference, taught.data, taught.held_out, out, judged, demonstrations)
     trained = trainer.train(resume)
     if trainer.sharded:  # one process cannot save or sample from its shard: take the whole weights from the checkpoint
         policy = build(resolved)[0]
@@ -115,6 +117,23 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
     if main:
         write_report(out, resolved, trained, judgements, before, after)
     return Run(out, trained, tuple(prompts), tuple(judgements))
+
+
+def teach(resolved: Resolved) -> str:
+    """Let the recipe's teacher read all of its data into the store; return a line about it. What is there is not read again."""
+    if teaching.teacher_of(resolved.objective_config) is None:
+        name = resolved.objective_spec.name
+        raise TrainingError(f"the objective {name!r} learns from no teacher; gkd, dckd and adpa do")
+    train_set, held_out = datasets(resolved)
+    policy, _ = build(resolved)
+    policy.prepare(all_samples(train_set, held_out), cache_folder())
+    taught = teaching.prepare(resolved, policy, train_set, held_out, verify=True)
+    assert taught.store is not None
+    sampled = f"the student answered {taught.drawn} prompts anew; " if taught.drawn else ""
+    return (
+        f"{sampled}the teacher read {taught.rows} responses, {len(taught.store)} are in {taught.store.folder} "
+        f"({taught.store.header.bytes_per_position} bytes per token)"
+    )
 
 
 def judges(resolved: Resolved) -> tuple[dict[str, Reward], list[Evaluator]]:
@@ -162,6 +181,9 @@ def dry_run(resolved: Resolved) -> str:
         f"cache folder: {cache_folder()}" + (" (reference scores too)" if recipe.reference.cache else ""),
         f"each step: {recipe.training.batch_size} examples, {recipe.training.batch_size * len(first.samples)} samples",
     ]
+    teacher = teaching.teacher_of(resolved.objective_config)
+    if teacher is not None:
+        lines.append(f"teacher: {teacher.policy.name}, read once into {teaching.store_folder(teacher)}")
     return "\n".join([*lines, _memory(resolved)])
 
 
