@@ -6,11 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyalign.errors import RewardError
 from polyalign.records.samples import MediaSource, Prompt
 from polyalign.records.schema import Message, Scalar, text_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,12 @@ class Reward(ABC):
         """Return what each decision of each response earned by itself, adding up to `score`. Default: None, nobody knows, and
         the whole falls due at the last decision. For objectives that look ahead step by step (GAE)."""
         return None
+
+    def on_tensors(self, media: Tensor, prompts: Sequence[tuple[Message, ...]]) -> Tensor:
+        """Return one number per response, ``[N]`` float32, with a gradient to ``media``: decoded responses as a denoising policy
+        makes them (pictures: ``[N, 3, H, W]`` float32 in [0, 1], RGB). Equal to `score` up to the rounding of media files.
+        Default: raises `RewardError`, for rewards that are not differentiable."""
+        raise RewardError(f"reward {self.name!r} is not differentiable: it has no on_tensors")
 
     def evaluate(self, items: Sequence[Judged]) -> Scored:
         """Return the scores with their parts. A reward of several aspects overrides this, and scores by it."""

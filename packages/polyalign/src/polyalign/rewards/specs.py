@@ -153,4 +153,23 @@ RULES: tuple[RewardSpec, ...] = (
     ),
 )
 
-REWARDS: tuple[RewardSpec, ...] = (*COMBINED, *RULES)
+JUDGES: tuple[RewardSpec, ...] = (
+    RewardSpec(
+        name="judge",
+        summary="A score of each response by a model behind an OpenAI-compatible endpoint",
+        target="polyalign.rewards.judge.rewards:Judge",
+        config="polyalign.rewards.judge.config:JudgeConfig",
+        requires=("httpx2",),
+        inputs=("text", "image"),
+    ),
+    RewardSpec(
+        name="judge_ranker",
+        summary="Share of its comparisons that a response wins, by a model behind an OpenAI-compatible endpoint",
+        target="polyalign.rewards.judge.rewards:JudgeRanker",
+        config="polyalign.rewards.judge.config:JudgeRankerConfig",
+        requires=("httpx2",),
+        inputs=("text", "image"),
+    ),
+)
+
+REWARDS: tuple[RewardSpec, ...] = (*COMBINED, *RULES, *JUDGES)

@@ -8,15 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Config(BaseModel):
-    """Base of every configuration class, ours and plugins': frozen, and an unknown key is an error."""
+    """Base of every configuration class, ours and plugins': frozen, and an unknown key is an error. What was given stays out
+    of a ValidationError's text, since it may be a secret in the wrong place; `polyalign.config` says what is safe to say."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Slot(BaseModel):
     """A place for a plugin's thing: ``name`` picks it, the other keys are read by its own configuration class."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
     name: str
 
     @property
