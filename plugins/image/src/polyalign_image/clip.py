@@ -45,6 +45,10 @@ class ClipEncoder(Encoder):
         """Return ``[N, D]`` float32 of unit rows."""
         return self._in_batches(texts, self.model.texts)
 
+    def embed_tensors(self, media: Tensor) -> Tensor:
+        """Return ``[N, D]`` float32 of unit rows for pictures ``[N, 3, H, W]`` in [0, 1], with their gradient."""
+        return nn.functional.normalize(self.model.tensors(media.to(self.device)).float(), dim=-1)
+
     @property
     def logit_scale(self) -> float:
         """The learnt temperature, exponentiated: logits are ``logit_scale * cosine``."""
@@ -91,9 +95,30 @@ class TransformersClip:
         pixels = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
         return _pooled(self.module.get_image_features(pixel_values=pixels.to(self.module.device)))
 
+    def tensors(self, media: Tensor) -> Tensor:
+        """Embed ``[N, 3, H, W]`` in [0, 1], prepared as pictures are but for their rounding to 8 bits."""
+        from torchvision.transforms.v2 import functional as vision
+
+        processor = self.processor
+        if processor.do_resize:
+            size = [processor.size["shortest_edge"]] if "shortest_edge" in processor.size else list(_sides(processor.size))
+            media = vision.resize(media, size, vision.InterpolationMode(_RESAMPLING[processor.resample]), antialias=True)
+        if processor.do_center_crop:
+            media = vision.center_crop(media, list(_sides(processor.crop_size)))
+        if processor.do_normalize:
+            media = vision.normalize(media, list(processor.image_mean), list(processor.image_std))
+        return _pooled(self.module.get_image_features(pixel_values=media))
+
     def texts(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.context, return_tensors="pt")
         return _pooled(self.module.get_text_features(**tokens.to(self.module.device)))
+
+
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    return size["height"], size["width"]
 
 
 def _pooled(features: Any) -> Tensor:
@@ -122,6 +147,16 @@ class OpenClip:
     def images(self, pictures: Sequence[Image]) -> Tensor:
         pixels = torch.stack([self.transform(picture) for picture in pictures])
         embeddings: Tensor = self.module.encode_image(pixels.to(self.device))
+        return embeddings
+
+    def tensors(self, media: Tensor) -> Tensor:
+        """Embed ``[N, 3, H, W]`` in [0, 1], prepared as pictures are but for their rounding to 8 bits."""
+        from torchvision.transforms import CenterCrop, Normalize, Resize
+
+        for step in self.transform.transforms:
+            if isinstance(step, Resize | CenterCrop | Normalize):  # the others make a tensor of a picture
+                media = step(media)
+        embeddings: Tensor = self.module.encode_image(media)
         return embeddings
 
     def texts(self, texts: Sequence[str]) -> Tensor:

@@ -74,12 +74,10 @@ class PickScoreConfig(ClipConfig):
     processor: str | None = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class ColourRuleConfig(Config):
-    """Without ``colour``, the colours are those that the prompt names."""
+class TintConfig(Config):
+    """Without ``colour``, it is the first that the prompt names."""
 
     colour: str | None = Field(None, description=f"one of {', '.join(PALETTE)}")
-    no_colour_named: float = Field(0.5, ge=0, le=1, description="the reward where the prompt names no colour")
-    ignore_white: bool = Field(True, description="leave the white background out of the share, unless white is asked for")
 
     @field_validator("colour")
     @classmethod
@@ -87,6 +85,13 @@ class ColourRuleConfig(Config):
         if value is not None and value not in PALETTE:
             raise ValueError(f"unknown colour {value!r}; known: {', '.join(PALETTE)}")
         return value
+
+
+class ColourRuleConfig(TintConfig):
+    """Without ``colour``, the colours are those that the prompt names."""
+
+    no_colour_named: float = Field(0.5, ge=0, le=1, description="the reward where the prompt names no colour")
+    ignore_white: bool = Field(True, description="leave the white background out of the share, unless white is asked for")
 
 
 class StyleRateConfig(Config):

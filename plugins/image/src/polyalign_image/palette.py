@@ -23,6 +23,13 @@ OTHER_WORDS = {
     "magenta": "pink",
 }
 
+# A colour that everyone calls by the name, as red, green, blue in 0 to 255.
+TYPICAL = {
+    "black": (0, 0, 0), "grey": (128, 128, 128), "white": (255, 255, 255), "red": (220, 20, 30), "orange": (250, 140, 20),
+    "brown": (130, 75, 35), "yellow": (255, 215, 40), "green": (40, 150, 50), "cyan": (60, 200, 200), "blue": (40, 90, 220),
+    "purple": (130, 50, 170), "pink": (250, 130, 180),
+}  # fmt: skip
+
 # Upper ends of hue in degrees; what lies past the last one is red again.
 HUES = ((10, "red"), (40, "orange"), (70, "yellow"), (165, "green"), (195, "cyan"), (255, "blue"), (345, "purple"), (360, "red"))
 BLACK_BELOW = 0.25  # value

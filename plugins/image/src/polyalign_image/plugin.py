@@ -99,6 +99,13 @@ def polyalign_rewards() -> list[RewardSpec]:
             inputs=("text", "image"),
         ),
         RewardSpec(
+            name="tint",
+            summary="How near the coloured part of a picture comes to a colour; differentiable",
+            target="polyalign_image.tint:Tint",
+            config="polyalign_image.config:TintConfig",
+            inputs=("text", "image"),
+        ),
+        RewardSpec(
             name="colour_rule",
             summary="Share of the picture in the colours that its prompt names (or in one given colour)",
             target="polyalign_image.colours:ColourRule",

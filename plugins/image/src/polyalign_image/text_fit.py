@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from polyalign.encoders import CachedEncoder
+from polyalign.records.schema import Message
 from polyalign.rewards.base import Judged, Reward
 from polyalign_image.clip import ClipEncoder
 from polyalign_image.config import ClipScoreConfig, PickScoreConfig
@@ -30,6 +31,9 @@ class ClipScore(Reward):
         values: list[float] = (self.weight * self.cosines(items).clamp(min=0)).tolist()
         return values
 
+    def on_tensors(self, media: Tensor, prompts: Sequence[tuple[Message, ...]]) -> Tensor:
+        return self.weight * self.cosines.of_tensors(media, prompts).clamp(min=0)
+
 
 class PickScore(Reward):
     """``exp(logit_scale) * cosine``: the logit of a CLIP tuned to people's picks (Kirstain et al., 2023, arXiv 2305.01569).
@@ -49,6 +53,9 @@ class PickScore(Reward):
         values: list[float] = (self.logit_scale * self.cosines(items)).tolist()
         return values
 
+    def on_tensors(self, media: Tensor, prompts: Sequence[tuple[Message, ...]]) -> Tensor:
+        return self.logit_scale * self.cosines.of_tensors(media, prompts)
+
 
 class Cosines:
     """The cosine of each item's picture and prompt, ``[N]``. A prompt that comes back is embedded once."""
@@ -61,3 +68,9 @@ class Cosines:
         pictures = self.encoder.encode_media(pictures_of(items))  # [N, D]
         captions = self.texts.encode_text([caption_of(item.prompt) for item in items])  # [N, D]
         return (pictures * captions).sum(-1)
+
+    def of_tensors(self, media: Tensor, prompts: Sequence[tuple[Message, ...]]) -> Tensor:
+        """The same for pictures ``[N, 3, H, W]`` in [0, 1], with their gradient."""
+        pictures = self.encoder.embed_tensors(media)
+        captions = self.texts.encode_text([caption_of(prompt) for prompt in prompts])
+        return (pictures * captions.to(pictures.device)).sum(-1)

@@ -36,7 +36,8 @@ class DenoisingPolicy(Policy):
     ``provides`` "predictions": the extras "predictions" and "targets", ``[N, D, ...]`` float32, keep their gradient;
     "clean_scale" ``[N, D]``: by how much an error of the prediction counts in the clean latents that it implies; batches of
     rollouts add "old_predictions". A policy that implements `latent_shape`, `decode_latents` and `outputs_of` also draws
-    rollouts (`sampling.rollouts_of`), and provides "sample_grad": the extra "samples", decoded with a gradient.
+    rollouts (`sampling.rollouts_of`), and provides "sample_grad": the extra "samples", decoded with a gradient,
+    and "prompts".
     """
 
     family = "denoising"
@@ -162,7 +163,8 @@ class DenoisingPolicy(Policy):
         if not isinstance(plan, GradientPlan):
             raise TrainingError("samples were asked for, but the batch says not how: give it a GradientPlan as tensors['plan']")
         samples = sample_with_gradient(self, batch, plan)
-        return Scores(torch.zeros(batch.mask.shape, device=samples.device), batch.mask, batch.kind, {"samples": samples})
+        extras = {"samples": samples, "prompts": tuple(sample.prompt for sample in batch.samples)}
+        return Scores(torch.zeros(batch.mask.shape, device=samples.device), batch.mask, batch.kind, extras)
 
     # features of the frozen encoders
 
