@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from polyalign.policies.base import Policy
 from polyalign.policies.completion_mask import PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
@@ -11,11 +13,12 @@ from polyalign.records.schema import Candidate, Comparison, Message, Record
 from polyalign_text.policy import TextPolicy
 
 
-def build() -> Policy:
+def build(value_head: bool = False) -> Policy:
     """Return a fresh tiny policy with the same weights each time."""
     tokenizer = byte_tokenizer()
     model = tiny_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return TextPolicy(model, PromptResponseEncoder(tokenizer), TokensConfig(max_length=128, max_response=48))
+    config = TokensConfig(max_length=128, max_response=48)
+    return TextPolicy(model, PromptResponseEncoder(tokenizer), config, value_head=value_head)
 
 
 def _user(text: str) -> tuple[Message, ...]:
@@ -54,4 +57,5 @@ def records() -> list[Record]:
 
 def fixture() -> PolicyFixture:
     """Return what the cells test needs."""
-    return PolicyFixture(build=build, records=records())
+    decoding = {"max_new_tokens": 8}
+    return PolicyFixture(build=build, records=records(), with_values=partial(build, value_head=True), decoding=decoding)
