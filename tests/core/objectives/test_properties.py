@@ -34,6 +34,7 @@ VARIANTS = {
     "bco_pair without baseline": ("bco_pair", {"baseline": "none"}),
     "plackett_luce of equals": ("plackett_luce", {"ties": "equal"}),
     "pro unheated": ("pro", {"temperatures": "unit"}),
+    "weak_logconf for sure": ("weak_logconf", {"beta": 0.5, "confidence": 1.0}),
     "mixture": ("weighted_sum", {"terms": [{"name": name, "beta": 0.5} for name in ("aot", "instruct_engine", "bco_pair")]}),
 }
 

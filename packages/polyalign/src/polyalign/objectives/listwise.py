@@ -11,11 +11,11 @@ import torch
 from torch import LongTensor, Tensor
 
 from polyalign.errors import TrainingError
-from polyalign.objectives.base import FeedbackTensors, Objective, Rankings, Ratings, Term
-from polyalign.objectives.config import DPOConfig
+from polyalign.objectives.base import FeedbackTensors, Objective, Rankings, Term
 from polyalign.objectives.listwise_config import PlackettLuceConfig, PROConfig
 from polyalign.objectives.margins import over_draws, real_draws, scale_per_kind
 from polyalign.objectives.pairwise import DPO
+from polyalign.objectives.ratings import by_aspect, weighted_mean
 from polyalign.policies.base import Scores
 
 LARGEST_TIE = 16  # its subsets are enumerated
@@ -50,7 +50,7 @@ class PlackettLuce(Objective):
     def __init__(self, config: PlackettLuceConfig | None = None) -> None:
         super().__init__()
         self.config = config or PlackettLuceConfig()
-        self.dpo = DPO(DPOConfig.model_validate(self.config.model_dump(exclude={"ties"})))  # its rewards are ours
+        self.dpo = DPO(self.config.as_dpo())  # its rewards are ours
 
     def forward(
         self,
@@ -78,9 +78,9 @@ class PRO(Objective):
 
     With s the mean log-probability per decision, a ranking of n costs, for each response k against the strictly worse ones i,
     ``-log(exp(T_kk s_k) / (exp(T_kk s_k) + sum over i of exp(T_ki s_i)))``, with ``T_ki = max(0, r_k - r_i)`` for rewards r
-    (mean ratings) and ``T_kk = max over i of T_ki``; to this comes ``sft_weight * (n - 1)^2 * -log pi`` of the best response,
-    summed over its decisions as in the released code (of several best ones: their mean). T multiplies: the paper writes its
-    reciprocal and calls that the temperature.
+    (mean ratings, aspects weighing alike) and ``T_kk = max over i of T_ki``. To this comes ``sft_weight * (n - 1)^2 * -log
+    pi`` of the best response, summed over its decisions as in the released code (of several best ones: their mean). T
+    multiplies: the paper writes its reciprocal and calls that the temperature.
 
     Where not all of a ranking's responses are rated, every T is 1, and without ties the first part is `PlackettLuce` of s.
     Tied responses are not compared; equal ratings make T = 0, a constant cost and no gradient. Ratings lie on [0, 1] here:
@@ -119,23 +119,23 @@ class PRO(Objective):
         """Return the cost of each ranking's contests, ``[R, D]``."""
         s = scores.reduced("mean", self.kind_scale)[lists.members]  # [R, n, D]
         worse = (lists.ranks[:, None] > lists.ranks[:, :, None]) & lists.real[:, None] & lists.real[:, :, None]  # [R, k, i]
-        warmth = self._temperatures(feedback.ratings, len(feedback.role), lists).to(s.dtype)  # [R, k, i]
+        warmth = self._temperatures(feedback, lists).to(s.dtype)  # [R, k, i]
         own = torch.where(worse, warmth, 0.0).amax(-1, keepdim=True)  # T_kk
         itself = torch.eye(worse.shape[-1], dtype=torch.bool, device=s.device)
         warmth = torch.where(itself, own, warmth)
         logits = (warmth[..., None] * s[:, None]).masked_fill(~(worse | itself)[..., None], -torch.inf)  # [R, k, i, D]
         return (logits.logsumexp(2) - own * s).sum(1)
 
-    def _temperatures(self, ratings: Ratings, samples: int, lists: Lists) -> Tensor:
+    def _temperatures(self, feedback: FeedbackTensors, lists: Lists) -> Tensor:
         """Return ``T_ki`` ``[R, n, n]`` (the diagonal means nothing)."""
         n = lists.members.shape[1]
         unit = torch.ones(len(lists), n, n, device=lists.weight.device)
         if self.config.temperatures == "unit":
             return self.config.temperature_scale * unit
-        count = torch.bincount(ratings.sample, minlength=samples)
-        mean = torch.zeros(samples, device=unit.device).index_add(0, ratings.sample, ratings.value) / count.clamp(min=1)
+        _, by_sample = by_aspect(feedback)
+        mean, known = weighted_mean(by_sample, torch.ones_like(by_sample))
         reward = mean[lists.members]
-        rated = ((count[lists.members] > 0) | ~lists.real).all(1)[:, None, None]
+        rated = (known[lists.members] | ~lists.real).all(1)[:, None, None]
         differences = (reward[:, :, None] - reward[:, None]).clamp(min=0)
         return self.config.temperature_scale * torch.where(rated, differences, unit)
 

@@ -6,16 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from polyalign.objectives.config import Divergence, ObjectiveConfig, Reduction
+from polyalign.objectives.config import ObjectiveConfig
+from polyalign.objectives.implicit_reward_config import ImplicitRewardConfig
 
 
-class PlackettLuceConfig(ObjectiveConfig):
-    """The rewards of DPO, compared in whole rankings. Preferences (edges) are not read, so nothing of theirs can be set."""
-
-    beta: float = Field(default=0.1, gt=0, description="about 0.1 for summed tokens, 2000 to 5000 for mean denoising errors")
-    reduction: Reduction = Field(default="sum", description="over decisions; with mean, beta is larger by their number")
-    divergence: Divergence = Field(default="reverse_kl", description="penalty that the rewards stem from, as for dpo")
-    alpha: float = Field(default=0.5, gt=0, lt=1, description="of the alpha divergence, as for dpo")
+class PlackettLuceConfig(ImplicitRewardConfig):
     ties: Literal["unordered", "equal"] = Field(
         default="unordered",
         description="what a tie says: nothing about the order of the tied (their orders' probabilities are summed), or that they "

@@ -92,6 +92,13 @@ class AOT(Objective):
         return smoothed_sigmoid(z, self.config.label_smoothing)
 
 
+def nearest(own: Tensor, values: Tensor) -> Tensor:
+    """Return the nearest of ``values`` ``[M]`` (sorted) to each of ``own`` ``[A]``: finds values that were computed anew."""
+    after = torch.searchsorted(values, own).clamp(1, len(values) - 1) if len(values) > 1 else torch.zeros_like(own).long()
+    before = (after - 1).clamp(min=0)
+    return torch.where((own - values[before]).abs() <= (values[after] - own).abs(), values[before], values[after])
+
+
 def coupling(own: Tensor, own_mass: Tensor, pool: Tensor, others: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """Return how much of each own value's mass lies across from each of the others, ``[A, M]``, and the others sorted, ``[M]``.
 
@@ -104,11 +111,9 @@ def coupling(own: Tensor, own_mass: Tensor, pool: Tensor, others: Tensor, mass: 
     with torch.no_grad():
         values, order = pool.sort()
         ends = F.pad(mass[order].double().cumsum(0), (1, 0))  # [M + 1]
-        after = torch.searchsorted(values, own).clamp(1, len(values) - 1) if len(values) > 1 else torch.zeros_like(own).long()
-        before = (after - 1).clamp(min=0)
-        nearest = torch.where((own - values[before]).abs() <= (values[after] - own).abs(), values[before], values[after])
-        low = ends[torch.searchsorted(values, nearest)][:, None]
-        high = ends[torch.searchsorted(values, nearest, right=True)][:, None]
+        found = nearest(own, values)
+        low = ends[torch.searchsorted(values, found)][:, None]
+        high = ends[torch.searchsorted(values, found, right=True)][:, None]
         sorted_others, order = others.sort()
         other_ends = F.pad(mass[order].double().cumsum(0), (1, 0))
         shared = (torch.minimum(high, other_ends[1:]) - torch.maximum(low, other_ends[:-1])).clamp(min=0)  # [A, M]

@@ -45,6 +45,16 @@ class Scores:
         extras = {name: value.detach() if isinstance(value, Tensor) else value for name, value in self.extras.items()}
         return replace(self, log_probs=self.log_probs.detach(), extras=extras)
 
+    def scaled(self, kind_scale: Mapping[Kind, float] | None = None) -> Tensor:
+        """Return the log-probabilities scaled per kind, ``[N, D, T]``, 0 where there is only padding."""
+        values = torch.where(self.mask, self.log_probs, 0.0)
+        if kind_scale:
+            scale = torch.ones_like(self.kind, dtype=values.dtype)
+            for kind, factor in kind_scale.items():
+                scale = torch.where(self.kind == int(kind), factor, scale)
+            values = values * scale[:, None, :]
+        return values
+
     def reduced(self, reduction: str = "sum", kind_scale: Mapping[Kind, float] | None = None) -> Tensor:
         """Return one number per sample and draw, ``[N, D]``: decisions scaled per kind, then summed or averaged.
 
@@ -52,13 +62,7 @@ class Scores:
         """
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction is {reduction!r}; expected 'sum' or 'mean'")
-        values = torch.where(self.mask, self.log_probs, 0.0)
-        if kind_scale:
-            scale = torch.ones_like(self.kind, dtype=values.dtype)
-            for kind, factor in kind_scale.items():
-                scale = torch.where(self.kind == int(kind), factor, scale)
-            values = values * scale[:, None, :]
-        total = values.sum(-1)
+        total = self.scaled(kind_scale).sum(-1)
         return total / self.mask.sum(-1).clamp(min=1) if reduction == "mean" else total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyalign.objectives.specs import denoising, distillation, listwise, offline, online, refinements, reward_models
+from polyalign.objectives.specs import denoising, distillation, listwise, offline, online, refinements, reward_models, unpaired, weak_labels
 from polyalign.plugins.specs import ObjectiveSpec
 
 OBJECTIVES: tuple[ObjectiveSpec, ...] = (
@@ -13,4 +13,6 @@ OBJECTIVES: tuple[ObjectiveSpec, ...] = (
     *distillation.OBJECTIVES,
     *listwise.OBJECTIVES,
     *reward_models.OBJECTIVES,
+    *unpaired.OBJECTIVES,
+    *weak_labels.OBJECTIVES,
 )
