@@ -65,6 +65,7 @@ class WeightedSumConfig(Config):
             needs=self._needs(),
             scope=max((term.spec.scope for term in self.terms), key=_SCOPES.index),
             view=self.view,
+            reads="features" if all(term.spec.reads == "features" for term in self.terms) else "log_probs",
             unsupported=unsupported,
         )
 
