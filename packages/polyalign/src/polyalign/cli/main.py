@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from polyalign.cli import inspection, plugins, recipes
-from polyalign.errors import PolyalignError
+from polyalign.errors import ConfigError, PolyalignError
 
 app = typer.Typer(
     name="polyalign",
@@ -31,6 +32,11 @@ LAZY = {
 
 RecipeOrRun = Annotated[str, typer.Argument(metavar="RUN_OR_RECIPE", help="a run folder, a recipe name or a YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="changes to the recipe")]
+
+
+class Rank(StrEnum):
+    all = "all"
+    extremes = "extremes"
 
 
 @app.callback()
@@ -95,11 +101,24 @@ def sample(
 
 @app.command()
 def score(
-    source: RecipeOrRun,
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_RECIPE_OR_REWARD", help="a run, a recipe, or with --data a reward's name too")
+    ],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="also write every score there, as JSON lines")] = None,
+    out: Annotated[Path | None, typer.Option(help="write every score there, as JSON lines; with --data: rated records")] = None,
+    data: Annotated[str | None, typer.Option(help="rate the candidates of these records by rewards, into --out")] = None,
+    split: Annotated[str | None, typer.Option(help="with --data: the split to rate")] = None,
+    rank: Annotated[Rank | None, typer.Option(help="with --data: also write the order as comparisons")] = None,
+    parts: Annotated[bool, typer.Option("--parts", help="with --data: also rate by the parts of combined rewards")] = False,
 ) -> None:
-    """Score held-out responses: is the better one preferred?"""
+    """Score held-out responses: is the better one preferred? Or rate and rank any records by rewards (--data)."""
+    if data is not None:
+        from polyalign.cli.rating import score_data
+
+        typer.echo(score_data(source, overrides or [], data, out, split, rank.value if rank else None, parts))
+        return
+    if split or rank or parts:
+        raise ConfigError("--split, --rank and --parts go with --data")
     from polyalign.config import load_recipe
     from polyalign.evaluation import run
 

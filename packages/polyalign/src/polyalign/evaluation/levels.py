@@ -14,10 +14,10 @@ from torch.nn.functional import cosine_similarity
 
 from polyalign.encoders import Encoder
 from polyalign.errors import RecordError
-from polyalign.plugins.registry import registry
 from polyalign.records.convert import moved
 from polyalign.records.files import RecordFile, open_file, records_of, split_files
 from polyalign.records.jsonl import write_jsonl
+from polyalign.records.modality import decoded
 from polyalign.records.schema import MediaPart, MediaRef, Record, text_of
 from polyalign.records.store import MediaStore
 
@@ -53,7 +53,7 @@ def add_levels(source: Path, split: str, target: Path, encoder: Encoder, levels:
     scores: list[float] = []
     for start in range(0, len(pairs), ENCODED_AT_ONCE):
         chunk = pairs[start : start + ENCODED_AT_ONCE]
-        media = encoder.encode_media([_decoded(file, ref) for file, ref, _ in chunk])
+        media = encoder.encode_media([decoded(ref, file.media) for file, ref, _ in chunk])
         scores += cosine_similarity(media, encoder.encode_text([text for *_, text in chunk]), dim=-1).double().tolist()
     if not torch.isfinite(torch.tensor(scores)).all():
         raise RecordError(f"encoder {encoder.name!r} gave similarities that are not finite")
@@ -84,8 +84,3 @@ def _marked(record: Record, marks: Iterator[tuple[int, float]]) -> Record:
             candidate = candidate.model_copy(update={"conditions": {**candidate.conditions, **more}})
         candidates.append(candidate)
     return record.model_copy(update={"candidates": tuple(candidates)})
-
-
-def _decoded(file: RecordFile, ref: MediaRef) -> object:
-    codec = registry().get("modalities", ref.modality).load()()
-    return codec.decode(file.media.read(ref))

@@ -5,6 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from polyalign.plugins.registry import registry
+from polyalign.records.samples import MediaSource
+from polyalign.records.schema import MediaRef
+
 
 class Modality(ABC):
     """Codec of one media kind."""
@@ -29,3 +33,9 @@ class Modality(ABC):
     @abstractmethod
     def preview_html(self, data: bytes, mime: str) -> str:
         """Return a self-contained HTML fragment that shows the medium."""
+
+
+def decoded(ref: MediaRef, source: MediaSource) -> Any:
+    """Return the medium that ``ref`` names, as the codec of its modality decodes it."""
+    codec: Modality = registry().get("modalities", ref.modality).load()()
+    return codec.decode(source.read(ref))
