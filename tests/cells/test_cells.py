@@ -51,6 +51,7 @@ SFT_UNHEARD = {"name": "sft", "weight": 1e-4}
 STRENGTHS: dict[str, dict[str, Any]] = {
     "orpo": {"odds_weight": 1e3},
     "cpo": {"nll_weight": 1e-3},
+    "pro": {"sft_weight": 1e-5},
     "weighted_sum": {"terms": ["dpo", SFT_UNHEARD]},
     "mpo": {"terms": [{"name": "dpo", "weight": 0.8}, {"name": "bco_pair", "weight": 0.2}, SFT_UNHEARD]},
     "discopop": {"tau": 0.5},  # at the paper's 0.05 the loss falls when the margin falls: see DPO
@@ -58,6 +59,8 @@ STRENGTHS: dict[str, dict[str, Any]] = {
     "crpo": {"terms": [{"name": "dpo", "beta": 2000.0}, SFT_UNHEARD]},
     "mapo": {"beta": 1e3},
     "dspo": {"beta": 1.5, "gate_beta": 2000.0},  # the worse response enters through the gate only, once the policy has moved
+    "refl": {"reward": "tint", "sampler": {"steps": 3}, "late": (1, 2), "ceiling": None, "weight": 1.0},
+    "draft_k": {"reward": "tint", "sampler": {"steps": 3}, "last": 3},
     "apo_down": {"beta": 20.0},  # at the reference only the worse response is pushed; the margin's own pull is of second order
 }
 
@@ -89,13 +92,35 @@ def preference(scores: Scores, feedback: FeedbackTensors, reduction: str) -> flo
     return float(values[feedback.role == 0].mean())
 
 
+def head_preference(model: Any, scores: Scores, feedback: FeedbackTensors) -> float:
+    """Return what should rise in a reward model: its own mean margin; without edges the rewards of well rated responses minus
+    those of badly rated ones."""
+    if len(feedback.edges):
+        return float(model.head_margins(scores, feedback.edges).mean())
+    rewards, good = model.rewards(scores)[feedback.ratings.sample], feedback.ratings.value > 0.5
+    return float(rewards[good].mean() - rewards[~good].mean())
+
+
+def unread(policy: Any, batch: Any, features: frozenset[str]) -> set[str]:
+    """Return the names of trainable parameters that the features do not depend on, such as the head over the vocabulary."""
+    import torch
+
+    from polyalign.policies.adapters import trainable
+
+    parameters = trainable(policy)
+    read = [value.square().sum() for value in policy(batch, features).extras.values() if value.requires_grad]
+    gradients = torch.autograd.grad(sum(read), list(parameters.values()), allow_unused=True) if read else [None] * len(parameters)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+
+
 @pytest.mark.parametrize("cell", SUPPORTED, ids=lambda cell: f"{cell.policy}-{cell.objective}")
 def test_cell(cell: Cell, tmp_path: Path) -> None:
     """Starts at the objective's known value, gives finite gradients, and moves the preference the right way, on every fixture.
 
     At step 0 the reference is the policy itself, so the loss must be `value_at_reference` (ln 2 for DPO ...) to 1e-5.
     After six AdamW steps on one batch the loss is lower, every trainable parameter has moved (but those the fixture calls
-    idle), and the preference has risen both in sums and in means over decisions.
+    idle, and for a reward model those that its features do not depend on), and the preference has risen: both in sums and in
+    means over decisions, or the reward model's own.
     """
     from polyalign.policies.fixture import fixtures_of
 
@@ -113,6 +138,7 @@ def test_cell(cell: Cell, tmp_path: Path) -> None:
 def train_and_compare(fixture: Any, objective: Any, view: str, cache: Path, may_rise: bool = False) -> None:
     import torch
 
+    from polyalign.objectives.reward_modeling.base import RewardModel
     from polyalign.policies.adapters import trainable
     from polyalign.policies.reference import build_reference
     from polyalign.training.batches import collate_examples
@@ -125,6 +151,7 @@ def train_and_compare(fixture: Any, objective: Any, view: str, cache: Path, may_
     policy.prepare([sample for example in examples for sample in example.samples], cache)
     if "token_targets" in objective.needs:
         examples = taught(policy, objective, examples, fixture, cache)
+    objective.attach(policy, examples)
     reference = build_reference(policy, ReferenceConfig(), cache) if "reference" in objective.needs else None
     rolled_out = "rollouts" in objective.needs
     micro = (
@@ -134,10 +161,15 @@ def train_and_compare(fixture: Any, objective: Any, view: str, cache: Path, may_
     starting = reference(micro.batch, objective.reference_wants) if reference else None
     window = WindowLoss(policy, lambda *_: starting, objective, "cpu")  # one batch, so the reference scores it once
     parameters = trainable(policy)
-    assert parameters, "the fixture has nothing to train"
+    assert parameters or list(objective.parameters()), "the fixture has nothing to train"
+    judges = isinstance(objective, RewardModel)
+    features = objective.wants if judges else frozenset[str]()
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = torch.optim.AdamW([*parameters.values(), *objective.parameters()], lr=fixture.learning_rate, weight_decay=0.0)
-    before = policy(micro.batch).detach()
+    draws = "sample_grad" in objective.needs  # inside the step: there are no responses to score, only rewards
+    before = window.evaluate([micro]) if draws else policy(micro.batch, features).detach()
+    if judges:
+        before = head_preference(objective, before, micro.feedback)
     losses = []
     for _ in range(STEPS):
         losses.append(window.train([micro], lambda loss, last: loss.backward())["loss"])
@@ -146,14 +178,21 @@ def train_and_compare(fixture: Any, objective: Any, view: str, cache: Path, may_
             assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite"
         optimizer.step()
         optimizer.zero_grad()
-    after = policy(micro.batch).detach()
+    after = window.evaluate([micro]) if draws else policy(micro.batch, features).detach()
 
     if objective.value_at_reference is not None:
         assert losses[0] == pytest.approx(objective.value_at_reference, rel=1e-5, abs=1e-5)
     assert may_rise or losses[-1] < losses[0]
     still = {name for name, parameter in parameters.items() if torch.equal(parameter.detach(), start[name])}
     idle = {name for name in parameters if any(f".{end}." in f".{name}" for end in fixture.idle)}
+    idle |= unread(policy, micro.batch, features) if judges else set()
     assert still <= idle, f"these parameters never moved: {sorted(still - idle)}"
+    if draws:
+        assert after["reward"] > before["reward"]
+        return
+    if judges:
+        assert head_preference(objective, after, micro.feedback) > before
+        return
     for reduction in ("sum", "mean"):
         assert preference(after, micro.feedback, reduction) > preference(before, micro.feedback, reduction)
 
@@ -185,7 +224,7 @@ def taught(student: Any, objective: Any, examples: list[Any], fixture: Any, cach
     teachers = teaching.Teachers(tuned.eval(), fixture.build().eval())
     if "self_samples" in objective.needs:
         own = SelfSamples(cache, student, 1, 0, {"max_new_tokens": 6})
-        own.draw([sample.prompt for example in examples for sample in example.samples])
+        own.draw([sample for example in examples for sample in example.samples])
         examples = [WithSelfSamples(ListSource(examples), own)[number] for number in range(len(examples))]
     settings = {"policy": {"name": "text", "base": "unused"}, "top_k": 32, "store": str(cache / "teacher")}
     config = teaching.TeacherConfig.model_validate(settings)
@@ -211,7 +250,8 @@ def answered(policy: Any, objective: Any, reference: Any, examples: list[Any], f
             content = [output.tobytes().hex() if hasattr(output, "tobytes") else repr(output) for output in outputs]
             return [keyed_seed(one) % 1000 / 1000 for one in content]
 
-    online = OnlineConfig.model_validate({"rewards": [{"name": "hashed"}], "samples_per_prompt": 3, "decoding": fixture.decoding})
+    decoding = fixture.decoding_whole if "predictions" in objective.needs else fixture.decoding
+    online = OnlineConfig.model_validate({"rewards": [{"name": "hashed"}], "samples_per_prompt": 3, "decoding": decoding})
     judges = Judges(online, {"hashed": Hashed()}, {})
     settings = TrainingConfig(batch_size=len(examples))
     steps = RolloutSteps(ListSource(examples), policy, objective, reference, judges, online, settings)

@@ -343,13 +343,13 @@ def test_killed_sampling_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: p
         asked.extend(prompts)
         return whole(prompts, **settings)
 
-    prompts = [example.samples[0].prompt for example in pairs()]
+    samples = samples_of(pairs())
     monkeypatch.setattr(student, "generate", generate)
     with pytest.raises(KeyboardInterrupt):
-        self_samples.SelfSamples(tmp_path, student, 1, 0, {"max_new_tokens": 3}).draw(prompts)
+        self_samples.SelfSamples(tmp_path, student, 1, 0, {"max_new_tokens": 3}).draw(samples)
     asked.clear()
     again = self_samples.SelfSamples(tmp_path, student, 1, 0, {"max_new_tokens": 3})
-    assert again.draw(prompts) == 1 and asked == prompts[4:]
+    assert again.draw(samples) == 1 and asked == [samples[-1].prompt]
 
 
 def test_mistakes_about_teachers_are_told_before_anything_is_loaded(tmp_path: Path, cache: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from polyalign.policies.base import Policy
 from polyalign.records.atomic import write_text
-from polyalign.records.samples import Example
+from polyalign.records.samples import Example, Prompt, Sample
 from polyalign.records.schema import Message, TextPart
 from polyalign.training.batches import ExampleSource
 
@@ -30,9 +30,12 @@ class SelfSamples:
         for path in sorted(self.folder.glob("*.json")):
             self.texts |= json.loads(path.read_text(encoding="utf-8"))
 
-    def draw(self, prompts: Sequence[tuple[Message, ...]]) -> int:
-        """Sample for the prompts that have no texts yet; return how many those were."""
-        missing = list({key: prompt for prompt in prompts if (key := prompt_key(prompt)) not in self.texts}.items())
+    def lacks(self, sample: Sample) -> bool:
+        return prompt_key(sample.prompt) not in self.texts
+
+    def draw(self, samples: Sequence[Sample]) -> int:
+        """Answer the prompts of these samples that have no texts yet; return how many those were."""
+        missing = list({prompt_key(one.prompt): Prompt.of(one.prompt, one.media) for one in samples if self.lacks(one)}.items())
         for start in range(0, len(missing), PROMPTS_PER_FILE):
             part = missing[start : start + PROMPTS_PER_FILE]
             asked = [prompt for _, prompt in part]

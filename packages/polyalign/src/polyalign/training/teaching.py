@@ -25,10 +25,10 @@ from polyalign.policies.base import Policy
 from polyalign.policies.completion_mask import Encoded
 from polyalign.policies.teacher_store import HEADER, Header, Row, TeacherStore, row_key, rows_of
 from polyalign.policies.tokens import TokenPolicy
-from polyalign.records.samples import Prompt, Sample
+from polyalign.records.samples import Sample
 from polyalign.training.batches import ExampleSource
 from polyalign.training.progress import Progress
-from polyalign.training.self_samples import SelfSamples, WithSelfSamples, prompt_key
+from polyalign.training.self_samples import SelfSamples, WithSelfSamples
 
 if TYPE_CHECKING:
     from polyalign.config import Resolved
@@ -219,10 +219,9 @@ def prepare(
     drawn = 0
     if config.self_samples:
         own = SelfSamples(store_folder(config), student, config.self_samples, resolved.recipe.training.seed, config.decoding)
-        prompts = [Prompt.of(sample.prompt, sample.media) for sample in _samples(data, held_out)]
-        if not alone and any(prompt_key(prompt) not in own.texts for prompt in prompts):
+        if not alone and any(own.lacks(sample) for sample in _samples(data, held_out)):
             raise TrainingError(f"several processes cannot sample for {str(own.folder)!r}; {TEACH_FIRST}")
-        drawn = own.draw(prompts)
+        drawn = own.draw(list(_samples(data, held_out)))
         data = WithSelfSamples(data, own)
         held_out = WithSelfSamples(held_out, own) if held_out is not None else None
     samples = list(_samples(data, held_out))
