@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -70,14 +71,14 @@ def records(name: str, media: InMemory, good: Script, bad: Script, plus: Script,
     return found
 
 
-def cart_pole() -> Policy:
+def cart_pole(value_head: bool = False) -> Policy:
     """Return a fresh policy over CartPole, the same each time."""
-    return build(ActionConfig(environment="CartPole-v1", hidden=(16,), goal=1))
+    return build(ActionConfig(environment="CartPole-v1", hidden=(16,), goal=1, value_head=value_head, max_steps=20))
 
 
-def pendulum() -> Policy:
+def pendulum(value_head: bool = False) -> Policy:
     """Return a fresh policy over Pendulum, the same each time."""
-    return build(ActionConfig(environment="Pendulum-v1", hidden=(16,), goal=1))
+    return build(ActionConfig(environment="Pendulum-v1", hidden=(16,), goal=1, value_head=value_head, max_steps=20))
 
 
 def fixture() -> tuple[PolicyFixture, PolicyFixture]:
@@ -98,4 +99,7 @@ def fixture() -> tuple[PolicyFixture, PolicyFixture]:
 
     carts = records("CartPole-v1", media, balance, push(0), push(1), push(0))
     pendulums = records("Pendulum-v1", media, swing, lambda seen: -swing(seen), torque(0.5), torque(-0.5))
-    return PolicyFixture(cart_pole, carts, media, 3e-4), PolicyFixture(pendulum, pendulums, media, 3e-4)
+    return (
+        PolicyFixture(cart_pole, carts, media, 3e-4, with_values=partial(cart_pole, value_head=True)),
+        PolicyFixture(pendulum, pendulums, media, 3e-4, with_values=partial(pendulum, value_head=True)),
+    )

@@ -32,7 +32,8 @@ def polyalign_policies() -> Iterable[PolicySpec]:
             family="continuous",
             inputs=("text",),
             outputs=("trajectory",),
-            provides=("log_probs", "entropy", "hidden"),
+            provides=("log_probs", "entropy", "hidden", "states"),
+            switches={"values": "value_head"},
             fixture="polyalign_action.fixture:fixture",
         )
     ]

@@ -128,10 +128,10 @@ def records() -> tuple[list[Record], MediaSource]:
 def fixture() -> PolicyFixture:
     """Return what the cells test needs."""
     made, media = records()
-    return PolicyFixture(build=policy, records=made, media=media)
+    return PolicyFixture(build=policy, records=made, media=media, decoding={"max_new_tokens": 6})
 
 
 def levels_fixture() -> PolicyFixture:
     """Return what the cells test needs of alignment levels."""
     made, media = records()
-    return PolicyFixture(build=levels_policy, records=made, media=media)
+    return PolicyFixture(build=levels_policy, records=made, media=media, decoding={"max_new_tokens": 6})
