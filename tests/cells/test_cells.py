@@ -51,14 +51,13 @@ SFT_UNHEARD = {"name": "sft", "weight": 1e-4}
 STRENGTHS: dict[str, dict[str, Any]] = {
     "orpo": {"odds_weight": 1e3},
     "cpo": {"nll_weight": 1e-3},
-    "pro": {"sft_weight": 1e-5},
     "weighted_sum": {"terms": ["dpo", SFT_UNHEARD]},
     "mpo": {"terms": [{"name": "dpo", "weight": 0.8}, {"name": "bco_pair", "weight": 0.2}, SFT_UNHEARD]},
     "discopop": {"tau": 0.5},  # at the paper's 0.05 the loss falls when the margin falls: see DPO
     "dckd": {"nll_weight": 1e-3},
     "crpo": {"terms": [{"name": "dpo", "beta": 2000.0}, SFT_UNHEARD]},
     "mapo": {"beta": 1e3},
-    "dspo": {"beta": 1.5, "gate_beta": 2000.0},  # the worse response enters through the gate only, once the policy has moved
+    "dspo": {"beta": 1.5, "gate_beta": 1e5},  # the worse response enters through the gate only, once the policy has moved
     "refl": {"reward": "tint", "sampler": {"steps": 3}, "late": (1, 2), "ceiling": None, "weight": 1.0},
     "draft_k": {"reward": "tint", "sampler": {"steps": 3}, "last": 3},
     "apo_down": {"beta": 20.0},  # at the reference only the worse response is pushed; the margin's own pull is of second order
@@ -83,13 +82,15 @@ def objective_of(spec: Any, family: str) -> Any:
 
 def preference(scores: Scores, feedback: FeedbackTensors, reduction: str) -> float:
     """Return what should rise: the mean margin; without edges desirable minus undesirable; else the log-probability of the
-    data's responses."""
+    data's responses, by their ratings if they have any."""
     values = scores.detach().reduced(reduction).mean(-1)  # [N]
     if len(feedback.edges):
         return float((values[feedback.edges.better] - values[feedback.edges.worse]).mean())
     if (feedback.label != 0).any():
         return float(values[feedback.label > 0].mean() - values[feedback.label < 0].mean())
-    return float(values[feedback.role == 0].mean())
+    counted = values.new_zeros(len(values)).index_add(0, feedback.ratings.sample, feedback.ratings.value)
+    counted = counted if counted.any() else (feedback.role == 0).to(values.dtype)
+    return float((counted * values).sum() / counted.sum())
 
 
 def head_preference(model: Any, scores: Scores, feedback: FeedbackTensors) -> float:

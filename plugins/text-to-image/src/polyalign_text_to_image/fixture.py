@@ -87,16 +87,24 @@ def policy(pipeline: str, seed: int = 0, **settings: Any) -> TextToImagePolicy:
     return made
 
 
+def drawn_by(kind: str) -> dict[str, Any]:
+    """Return decoding options: three steps of a sampler."""
+    return {"sampler": {"kind": kind, "steps": 3}}
+
+
 def flow() -> PolicyFixture:
     """Return the Stable Diffusion 3 fixture."""
     records, media = drawings()
-    return PolicyFixture(lambda: policy("flow"), records, media, idle=("transformer_blocks.0.attn.add_q_proj",))
+    idle = ("transformer_blocks.0.attn.add_q_proj",)
+    return PolicyFixture(
+        lambda: policy("flow"), records, media, idle=idle, decoding=drawn_by("sde"), decoding_whole=drawn_by("ode")
+    )
 
 
 def unet() -> PolicyFixture:
     """Return the Stable Diffusion 1.x fixture."""
     records, media = drawings()
-    return PolicyFixture(lambda: policy("unet"), records, media)
+    return PolicyFixture(lambda: policy("unet"), records, media, decoding=drawn_by("ddim"), decoding_whole=drawn_by("ode"))
 
 
 def fixtures() -> tuple[PolicyFixture, ...]:

@@ -19,7 +19,8 @@ class PolicyFixture:
     ``records``: at least four with one comparison of two candidates under one prompt, then at least two InstructEngine
     grids (tagged "grid": four candidates, each with its own prompt).
     ``with_values``: the same, for objectives that need values, where the policy has a switch for them.
-    ``decoding``: how responses are drawn for objectives that need rollouts.
+    ``decoding``: how responses are drawn for objectives that need rollouts; ``decoding_whole``: for those that need predictions
+    too, and noise whole responses again.
     ``idle``: ends of the names of trainable modules whose output the architecture throws away, so that they never move.
     """
 
@@ -30,6 +31,7 @@ class PolicyFixture:
     idle: tuple[str, ...] = ()
     with_values: Callable[[], Policy] | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
+    decoding_whole: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fixtures_of(spec: PolicySpec) -> tuple[PolicyFixture, ...]:

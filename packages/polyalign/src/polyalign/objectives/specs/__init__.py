@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from polyalign.objectives.specs import denoising, distillation, listwise, offline, online, refinements, reward_models, unpaired, weak_labels
+from polyalign.objectives.specs import (
+    denoising,
+    distillation,
+    listwise,
+    offline,
+    online,
+    online_denoising,
+    refinements,
+    reward_models,
+    unpaired,
+    weak_labels,
+)
 from polyalign.plugins.specs import ObjectiveSpec
 
 OBJECTIVES: tuple[ObjectiveSpec, ...] = (
@@ -10,9 +21,10 @@ OBJECTIVES: tuple[ObjectiveSpec, ...] = (
     *refinements.OBJECTIVES,
     *denoising.OBJECTIVES,
     *online.OBJECTIVES,
+    *online_denoising.OBJECTIVES,
     *distillation.OBJECTIVES,
     *listwise.OBJECTIVES,
-    *reward_models.OBJECTIVES,
     *unpaired.OBJECTIVES,
     *weak_labels.OBJECTIVES,
+    *reward_models.OBJECTIVES,
 )

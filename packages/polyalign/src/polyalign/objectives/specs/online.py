@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from polyalign.plugins.specs import ObjectiveSpec
 
-_UNSUPPORTED = {"denoising": "its sampler keeps no decisions that could be scored again"}
-
 
 def _spec(name: str, summary: str, source: str, config: str, needs: tuple[str, ...], target: str = "") -> ObjectiveSpec:
     return ObjectiveSpec(
@@ -16,7 +14,6 @@ def _spec(name: str, summary: str, source: str, config: str, needs: tuple[str, .
         source=source,
         needs=needs,
         view="prompts",
-        unsupported=_UNSUPPORTED,
     )
 
 
