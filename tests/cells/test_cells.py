@@ -60,6 +60,7 @@ STRENGTHS: dict[str, dict[str, Any]] = {
     "dspo": {"beta": 1.5, "gate_beta": 1e5},  # the worse response enters through the gate only, once the policy has moved
     "refl": {"reward": "tint", "sampler": {"steps": 3}, "late": (1, 2), "ceiling": None, "weight": 1.0},
     "draft_k": {"reward": "tint", "sampler": {"steps": 3}, "last": 3},
+    "process_reward": {"aggregate": "mean"},  # the first steps alone are labelled, and the smallest of all is another's
     "apo_down": {"beta": 20.0},  # at the reference only the worse response is pushed; the margin's own pull is of second order
 }
 

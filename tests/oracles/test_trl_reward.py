@@ -28,7 +28,7 @@ def pairs(count: int, margins: bool) -> list:
 
 @pytest.mark.parametrize("margins", [False, True])
 def test_loss_and_gradient_are_those_of_trls_reward_trainer(margins: bool):
-    """TRL 1.16's `RewardTrainer.compute_loss` on a stub model that returns our rewards: -log sigma(c - r - margin) + 0.01 (c + r)^2."""
+    """TRL 1.16's `RewardTrainer.compute_loss` on a stub model that returns our rewards."""
     model = randomised(attached(BradleyTerry(BradleyTerryConfig(centring=0.01)), WIDTH))
     states = hidden(8)
     feedback = feedback_of(*pairs(4, margins))

@@ -153,7 +153,7 @@ def test_the_reward_is_one_aspect_or_the_weighted_sum():
 
 
 def test_pickscore_is_the_divergence_between_pick_and_softmax():
-    """Cross-entropy of softmax(s_0, s_1) with (1, 0), and with (1/2, 1/2) less its entropy ln 2: 0 where both scores are equal."""
+    """Cross-entropy of softmax(s_0, s_1) with (1, 0), and with (1/2, 1/2) less its entropy ln 2, 0 at equal scores."""
     model = randomised(attached(PickScore(), WIDTH))
     states = hidden(4)
     feedback = feedback_of(compared(2, [Edge(0, 1)], "a"), compared(2, [], "b", rankings=(Ranked(0, 0), Ranked(1, 0))))

@@ -41,7 +41,7 @@ def stepped(lengths: list[int], ends: list[list[int]]) -> Scores:
 @pytest.mark.parametrize("unit", ["steps", "tokens"])
 def test_a_label_is_read_where_its_stretch_ends(unit: str):
     """Two responses of 5 and 3 decisions with steps ending at 1, 4 and at 2. In steps [0, 1) ends at decision 1, [1, 2) at 4;
-    in tokens [0, 4) ends at decision 3 whatever the steps. A label of 0 and one past the end cost nothing; the first has no weight."""
+    in tokens [0, 4) ends at 3 whatever the steps. A label of 0 and one past the end cost nothing; the first has no weight."""
     model = randomised(attached(ProcessReward(), WIDTH))
     scores = stepped([5, 3], [[1, 4], [2]])
     labels = {

@@ -36,43 +36,28 @@ each_model = pytest.mark.parametrize("name", MODELS)
 
 @st.composite
 def cases(draw) -> list[Example]:
-    """Examples with strict and tied comparisons by two people about two aspects, of any weight, with ratings and labelled steps."""
+    """Examples with strict and tied comparisons by two people about two aspects, with ratings and labelled steps."""
     examples = []
     for number in range(draw(st.integers(1, 4))):
         count = draw(st.integers(1, 3))
         members = st.sampled_from(range(count))
+        choices = [(a, b) for a in range(count) for b in range(count) if a != b and draw(st.booleans())]
         edges = [
             Edge(
-                a,
-                b,
-                draw(st.sampled_from((0.0, 0.5, 2.0))),
-                draw(st.sampled_from((0.0, 0.3))),
-                aspect,
-                annotator,
-                contrast=contrast,
+                *sides,
+                weight=draw(st.sampled_from((0.0, 0.5, 2.0))),
+                margin=draw(st.sampled_from((0.0, 0.3))),
+                aspect=draw(st.sampled_from((*ASPECTS, "other"))),
+                annotator=draw(st.sampled_from((*NAMES, "stranger"))),
+                contrast=draw(st.sampled_from(("response", "response", "prompt"))),
             )
-            for a in range(count)
-            for b in range(count)
-            if a != b
-            and draw(st.booleans())
-            and (aspect := draw(st.sampled_from((*ASPECTS, "other"))))
-            and (annotator := draw(st.sampled_from((*NAMES, "stranger"))))
-            and (contrast := draw(st.sampled_from(("response", "response", "prompt"))))
+            for sides in choices
         ]
         ranked = tuple(Ranked(at, draw(st.integers(0, 1)), weight=0.5) for at in range(count))
-        rated = tuple(
-            Rated(draw(members), draw(st.floats(0, 1)), draw(st.sampled_from(ASPECTS))) for _ in range(draw(st.integers(0, 2)))
-        )
-        labels = tuple(
-            Labelled(
-                draw(members),
-                0,
-                draw(st.integers(1, 4)),
-                draw(st.sampled_from(("steps", "tokens"))),
-                draw(st.sampled_from((-1, 0, 1))),
-            )
-            for _ in range(draw(st.integers(0, 2)))
-        )
+        few = range(draw(st.integers(0, 2)))
+        rated = tuple(Rated(draw(members), draw(st.floats(0, 1)), draw(st.sampled_from(ASPECTS))) for _ in few)
+        units, values = st.sampled_from(("steps", "tokens")), st.sampled_from((-1, 0, 1))
+        labels = tuple(Labelled(draw(members), 0, draw(st.integers(1, 4)), draw(units), draw(values)) for _ in few)
         samples = tuple(Sample(f"r{number}/{i}", (), (), f"r{number}") for i in range(count))
         examples.append(Example(f"r{number}", samples, tuple(edges), ranked, rated, labels))
     return examples

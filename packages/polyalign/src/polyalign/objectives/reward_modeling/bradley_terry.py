@@ -155,7 +155,8 @@ class PickScore(RewardModel):
             return
         if (other := attachment.sizes["prompt_hidden"]) != width:
             raise TrainingError(
-                f"similarity: cosine compares prompt and response, but their features have {other} and {width} numbers; use similarity: head, or features: response with encoder-features"
+                f"similarity: cosine compares prompt and response, but their features have {other} and {width} numbers; "
+                "use similarity: head, or features: response with encoder-features"
             )
         self.scale = nn.Parameter(torch.tensor(STARTING_SCALE))
         self.of_prompt, self.of_response = (nn.Linear(width, width, bias=False) for _ in range(2))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyalign.objectives.base import FeedbackTensors, Term
 from polyalign.objectives.reward_modeling.aspects import Aspects
@@ -29,6 +29,11 @@ class Pointwise(Aspects):
     def __init__(self, config: PointwiseConfig | None = None) -> None:
         super().__init__(config or PointwiseConfig())
         self.config: PointwiseConfig
+
+    def build(self, attachment: Attachment) -> None:
+        super().build(attachment)
+        if self.config.loss == "mse":  # start in the middle of the scale, where bce starts too
+            nn.init.constant_(self.head[-1].bias, 0.5)  # type: ignore[arg-type]
 
     def in_data(self, attachment: Attachment) -> Sequence[str]:
         return attachment.rated

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -36,7 +35,6 @@ class ProcessReward(RewardModel):
     def __init__(self, config: ProcessRewardConfig | None = None) -> None:
         super().__init__()
         self.config: ProcessRewardConfig = config or ProcessRewardConfig()
-        self.value_at_reference = math.log(2)
 
     def build(self, attachment: Attachment) -> None:
         self.head = head(attachment.sizes["states"], 1, self.config.hidden_layers, bias=True)
