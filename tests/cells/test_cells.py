@@ -51,6 +51,7 @@ SFT_UNHEARD = {"name": "sft", "weight": 1e-4}
 STRENGTHS: dict[str, dict[str, Any]] = {
     "orpo": {"odds_weight": 1e3},
     "cpo": {"nll_weight": 1e-3},
+    "pro": {"sft_weight": 1e-5},
     "weighted_sum": {"terms": ["dpo", SFT_UNHEARD]},
     "mpo": {"terms": [{"name": "dpo", "weight": 0.8}, {"name": "bco_pair", "weight": 0.2}, SFT_UNHEARD]},
     "discopop": {"tau": 0.5},  # at the paper's 0.05 the loss falls when the margin falls: see DPO
@@ -82,11 +83,13 @@ def objective_of(spec: Any, family: str) -> Any:
 
 
 def preference(scores: Scores, feedback: FeedbackTensors, reduction: str) -> float:
-    """Return what should rise: the mean margin; without edges desirable minus undesirable; else the log-probability of the
-    data's responses, by their ratings if they have any."""
+    """Return what should rise: the mean margin; without edges desirable minus undesirable (or minus the undesirable, where there
+    is nothing else); else the log-probability of the data's responses, by their ratings if they have any."""
     values = scores.detach().reduced(reduction).mean(-1)  # [N]
     if len(feedback.edges):
         return float((values[feedback.edges.better] - values[feedback.edges.worse]).mean())
+    if (feedback.label < 0).all():
+        return -float(values.mean())
     if (feedback.label != 0).any():
         return float(values[feedback.label > 0].mean() - values[feedback.label < 0].mean())
     counted = values.new_zeros(len(values)).index_add(0, feedback.ratings.sample, feedback.ratings.value)
@@ -141,6 +144,7 @@ def train_and_compare(fixture: Any, objective: Any, view: str, cache: Path, may_
     import torch
 
     from polyalign.objectives.reward_modeling.base import RewardModel
+    from polyalign.objectives.unpaired import Unlikelihood
     from polyalign.policies.adapters import trainable
     from polyalign.policies.reference import build_reference
     from polyalign.training.batches import collate_examples
@@ -149,6 +153,8 @@ def train_and_compare(fixture: Any, objective: Any, view: str, cache: Path, may_
 
     policy = fixture.with_values() if "values" in objective.needs and fixture.with_values else fixture.build()
     examples = examples_of(fixture, view)
+    if isinstance(objective, Unlikelihood):  # it knows bad responses only, and random weights give both sides like words
+        examples = [example for example in examples if example.labels == (-1,)]
     assert len(examples) >= 2, "the fixture gives this objective nothing to learn from"
     policy.prepare([sample for example in examples for sample in example.samples], cache)
     if "token_targets" in objective.needs:
