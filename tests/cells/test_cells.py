@@ -61,7 +61,6 @@ STRENGTHS: dict[str, dict[str, Any]] = {
     "dspo": {"beta": 1.5, "gate_beta": 1e5},  # the worse response enters through the gate only, once the policy has moved
     "refl": {"reward": "tint", "sampler": {"steps": 3}, "late": (1, 2), "ceiling": None, "weight": 1.0},
     "draft_k": {"reward": "tint", "sampler": {"steps": 3}, "last": 3},
-    "process_reward": {"aggregate": "mean"},  # the first steps alone are labelled, and the smallest of all is another's
     "apo_down": {"beta": 20.0},  # at the reference only the worse response is pushed; the margin's own pull is of second order
 }
 
@@ -99,9 +98,15 @@ def preference(scores: Scores, feedback: FeedbackTensors, reduction: str) -> flo
 
 def head_preference(model: Any, scores: Scores, feedback: FeedbackTensors) -> float:
     """Return what should rise in a reward model: its own mean margin; without edges the rewards of well rated responses minus
-    those of badly rated ones."""
+    those of badly rated ones, or the log-odds of right steps minus those of wrong ones."""
     if len(feedback.edges):
         return float(model.head_margins(scores, feedback.edges).mean())
+    if "segments" in model.needs:
+        from polyalign.objectives.reward_modeling.process import labelled_places
+
+        sample, place, there = labelled_places(feedback.segments, scores.extras["step_ends"], scores.mask.any(1))
+        odds, right = model.logits(scores)[sample, place], feedback.segments.value > 0
+        return float(odds[there & right].mean() - odds[there & ~right].mean())
     rewards, good = model.rewards(scores)[feedback.ratings.sample], feedback.ratings.value > 0.5
     return float(rewards[good].mean() - rewards[~good].mean())
 
