@@ -29,14 +29,17 @@ from polyalign.objectives.weighted_sum import WeightedSum
 from polyalign.policies.reference import FrozenCopy
 from polyalign.training import checkpoint
 from polyalign.training.config import Recipe
+from polyalign.training.rollouts import Judges
 from polyalign.training.trainer import Trainer
 from toys.gaussian import GaussianPolicy, ListSource, pair_examples
+from toys.rolling import Length, Near, RollingPolicy, online_objective
 
 
-def recipe(training: dict[str, Any]) -> Recipe:
+def recipe(training: dict[str, Any], online: dict[str, Any] | None = None) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "toy",
+            "online": online,
             "policy": {"name": "toy"},
             "data": {"train": [{"path": "nowhere"}]},
             "objective": {"name": "dpo"},
@@ -72,14 +75,21 @@ def objective_of(name: str) -> Objective:
 
 
 def run(
-    folder: Path, training: dict[str, Any], objective: str = "dpo", resume: bool = False, dropout: float = 0.0
+    folder: Path,
+    training: dict[str, Any],
+    objective: str = "dpo",
+    resume: bool = False,
+    dropout: float = 0.0,
+    online: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train the toy and return its losses, first gradient, final weights and the objective's final state."""
-    policy = GaussianPolicy(dropout=dropout)
+    policy = RollingPolicy() if online else GaussianPolicy(dropout=dropout)
     reference = FrozenCopy(policy)
     examples = labelled_examples() if objective == "kto" else pair_examples()
-    loss = objective_of(objective)
-    trainer = Trainer(recipe(training), policy, loss, reference, ListSource(examples), ListSource(examples[:4]), folder)
+    loss = online_objective(objective) if online else objective_of(objective)
+    plan = recipe(training, online)
+    judges = Judges(plan.online, {"near": Near()}, {"length": Length()}) if plan.online else None
+    trainer = Trainer(plan, policy, loss, reference, ListSource(examples), ListSource(examples[:4]), folder, judges)
     gradients: list[list[float]] = []
     trainer.optimizer.register_step_pre_hook(lambda *_: gradients.append(_gradient(policy)))
     trainer.train(resume)
@@ -147,7 +157,7 @@ def child(job: dict[str, Any], rank: int, port: int) -> int:
             }
         if "kill" in job:
             kill_at(job["kill"])
-        settings = {name: job[name] for name in ("objective", "resume", "dropout") if name in job}
+        settings = {name: job[name] for name in ("objective", "resume", "dropout", "online") if name in job}
         result = run(Path(job["folder"]), job["training"], **settings)
         if rank == 0:
             Path(job["result"]).write_text(json.dumps(result))

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toys.jobs import run_jobs, untimed
 
-TESTS = Path(__file__).parents[2]
 STEPS = 12
 OBJECTIVES = ("dpo", "kto", "bco", "aot", "mixture")
 BIG = {"steps": 6, "batch_size": 8, "optimizer": {"learning_rate": 0.05}, "eval_every": 3}
-
-
-def run_jobs(folder: Path, jobs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Run named jobs in one helper process (one import of torch) and return their results."""
-    plan = []
-    for name, job in jobs.items():
-        settings = {"folder": str(folder / job.pop("in", name)), "result": str(folder / f"{name}.json"), **job}
-        plan.append(settings)
-    (folder / "plan.json").write_text(json.dumps(plan))
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "toys" / "worker.py"), str(folder / "plan.json")],
-        env=environment, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in jobs if (folder / f"{name}.json").exists()}
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +25,6 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
         jobs[f"{objective} two"] = {"training": BIG | {"micro_batch_size": 2}, "objective": objective, "processes": 2}
     jobs["dpo sharded"] = {"training": BIG | {"micro_batch_size": 2, "sharding": "fully_shard"}, "processes": 2}
     return run_jobs(tmp_path_factory.mktemp("splits"), jobs)
-
-
-def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
