@@ -74,10 +74,14 @@ def test_log_probabilities_and_entropies_are_those_of_torch_distributions(name: 
         oracle: Any = torch.distributions.Independent(torch.distributions.Normal(outputs, policy.head.log_std.exp()), 1)
     else:
         oracle = torch.distributions.Categorical(logits=outputs)
-    scores = policy(policy.collator.of_rollouts([rollout]), frozenset({"entropy", "hidden"}))
+    scores = policy(policy.collator.of_rollouts([rollout]), frozenset({"entropy", "hidden", "states"}))
     torch.testing.assert_close(scores.log_probs[0, 0], oracle.log_prob(actions))
     torch.testing.assert_close(scores.extras["entropy"][0], oracle.entropy())
-    torch.testing.assert_close(scores.extras["hidden"][0], policy.actor[:-1](states)[-1])  # type: ignore[index]
+    taken = torch.eye(2)[actions] if name == "CartPole-v1" else actions / 2  # Pendulum's torque lies within +-2
+    features = torch.cat([policy.actor[:-1](states), taken], -1)  # type: ignore[index]
+    torch.testing.assert_close(scores.extras["states"][0], features)
+    torch.testing.assert_close(scores.extras["hidden"][0], features.mean(0))
+    assert policy.feature_sizes == {"hidden": features.shape[1], "states": features.shape[1]}
 
 
 @each_kind

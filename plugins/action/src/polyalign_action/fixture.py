@@ -50,11 +50,11 @@ def scripted(name: str, script: Script, seed: int, steps: int) -> Trajectory:
     return episode
 
 
-def records(name: str, media: InMemory, good: Script, bad: Script, plus: Script, minus: Script) -> list[Record]:
-    """Return four pairs (the good script's longer episode wins), then two grids: goal 1 asks for ``plus``, -1 for ``minus``."""
+def records(name: str, media: InMemory, plus: Script, minus: Script, neither: Script) -> list[Record]:
+    """Return four pairs, in which goal 1 prefers ``plus`` to ``neither``, then two grids: goal -1 asks for ``minus``."""
     found = []
     for number in range(4):
-        pair = [scripted(name, script, number, steps) for script, steps in ((good, 6 + number), (bad, 5 + number))]
+        pair = [scripted(name, script, number, steps) for script, steps in ((plus, 6 + number), (neither, 5 + number))]
         found.append(record_of(f"pair-{number}", Task(name, number, (1.0,)), pair, media.add, returns=(1.0, 0.0)))
     for number in range(2):
         episodes = [scripted(name, script, 10 + number, 5) for script in (plus, minus)]
@@ -85,20 +85,20 @@ def fixture() -> tuple[PolicyFixture, PolicyFixture]:
     """Return what the cells test needs: CartPole (two actions), then Pendulum (a torque)."""
     media = InMemory()
 
-    def balance(seen: Tensor) -> Tensor:
-        return (seen[:, 2] + seen[:, 3] > 0).long()
-
     def push(action: int) -> Script:
         return lambda seen: torch.full((1,), action)
 
-    def swing(seen: Tensor) -> Tensor:
-        return 2 * torch.sign(seen[:, 2:])
+    def balance(seen: Tensor) -> Tensor:
+        return (seen[:, 2] + seen[:, 3] > 0).long()
 
     def torque(strength: float) -> Script:
         return lambda seen: torch.full((1, 1), strength)
 
-    carts = records("CartPole-v1", media, balance, push(0), push(1), push(0))
-    pendulums = records("Pendulum-v1", media, swing, lambda seen: -swing(seen), torque(0.5), torque(-0.5))
+    def swing(seen: Tensor) -> Tensor:
+        return 0.3 * torch.sign(seen[:, 2:])
+
+    carts = records("CartPole-v1", media, push(1), push(0), balance)
+    pendulums = records("Pendulum-v1", media, torque(1.0), torque(-1.0), swing)
     return (
         PolicyFixture(cart_pole, carts, media, 3e-4, with_values=partial(cart_pole, value_head=True)),
         PolicyFixture(pendulum, pendulums, media, 3e-4, with_values=partial(pendulum, value_head=True)),

@@ -124,7 +124,10 @@ class ActionPolicy(Policy):
 
     - ``entropy`` ``[N, T]``, nats;
     - ``values`` ``[N, T]``: the critic's view of the state before each action, if there is a critic;
-    - ``hidden`` ``[N, H]``: the actor's last hidden layer before the last action.
+    - ``states`` ``[N, T, F]``: what a head can read of each step, the actor's last hidden layer beside the action taken (one-hot,
+      or in half-widths of its range); along with ``step_ends`` ``[N, T]``: every action ends a step;
+    - ``hidden`` ``[N, F]``: the mean of ``states``, so that a linear head on it gives every step a reward of its own
+      (Christiano et al. 2017, arXiv 1706.03741).
     """
 
     family: ClassVar[str] = "continuous"
@@ -142,8 +145,14 @@ class ActionPolicy(Policy):
             self.head = GaussianHead([config.initial_std * width for width in spaces.half_widths()])
         sizes, activation = (spaces.observation + config.goal, *config.hidden), ACTIVATIONS[config.activation]
         self.actor = network((*sizes, self.head.size), activation, keyed_generator(seed, "actor"), gain=0.01)
-        self.critic = network((*sizes, 1), activation, keyed_generator(seed, "critic"), gain=1.0) if config.value_head else None
-        self.provides = frozenset({"log_probs", "entropy", "hidden"} | ({"values"} if config.value_head else set()))
+        self.critic = network((*sizes, 1), activation, keyed_generator(seed, "critic"), gain=0.0) if config.value_head else None
+        self.provides = frozenset({"log_probs", "entropy", "hidden", "states"} | ({"values"} if config.value_head else set()))
+        self.register_buffer("half_widths", torch.tensor(spaces.half_widths()), persistent=False)
+
+    @property
+    def feature_sizes(self) -> dict[str, int]:
+        size = self.config.hidden[-1] + self.spaces.actions
+        return {"hidden": size, "states": size}
 
     def forward(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
         mask = batch.mask[:, 0]  # [N, T]
@@ -155,12 +164,18 @@ class ActionPolicy(Policy):
             extras: dict[str, Any] = {}
             if "entropy" in want:
                 extras["entropy"] = scatter(self.head.entropy(outputs), mask)
-            if "hidden" in want:
-                last = mask.sum(-1).clamp(min=1) - 1
-                extras["hidden"] = scatter(hidden.float(), mask)[torch.arange(len(mask)), last]
+            if want & {"hidden", "states"}:
+                steps = scatter(torch.cat([hidden.float(), self._taken(actions)], -1), mask)
+                extras |= {"states": steps, "step_ends": mask, "hidden": steps.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)}
         if self.critic is not None:  # always run, so that its gradient exists on every process
             extras["values"] = scatter(self.critic(states)[:, 0].float(), mask)
         return Scores(log_probs[:, None].float(), batch.mask, batch.kind, extras)
+
+    def _taken(self, actions: Tensor) -> Tensor:
+        """Return actions as features, ``[P, A]``."""
+        if self.spaces.discrete:
+            return nn.functional.one_hot(actions, self.spaces.actions).float()
+        return actions / self.half_widths
 
     @torch.no_grad()
     def generate(
