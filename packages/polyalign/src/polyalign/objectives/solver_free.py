@@ -85,7 +85,7 @@ class DiffusionNFT(Objective):
         return {name: Term(value, weights[name]) for name, value in sums.items()}
 
     def _error(self, difference: Tensor, scores: Scores) -> Tensor:
-        scale = scores.extras["clean_scale"]  # [N, D]
+        scale: Tensor = scores.extras["clean_scale"]  # [N, D]
         error = scale.square() * mean_square(difference)
         if not self.config.adaptive:
             return error

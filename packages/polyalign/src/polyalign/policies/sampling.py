@@ -60,7 +60,8 @@ def rollouts_of(
 def _jobs(
     policy: DenoisingPolicy, prompts: Sequence[tuple[Message, ...]], samples_per_prompt: int, seed: int, config: SamplerConfig
 ) -> list[_Job]:
-    jobs, seen = [], Counter[str]()
+    jobs: list[_Job] = []
+    seen = Counter[str]()
     for prompt in (prompt for prompt in prompts for _ in range(samples_per_prompt)):
         name = policy.noise_key(prompt)
         key = (seed, "generate", name, seen[name])

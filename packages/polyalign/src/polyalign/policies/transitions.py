@@ -28,7 +28,7 @@ def rollout_sample(rollout: Rollout, number: int) -> Sample:
 
 def noised_decisions(rollouts: Sequence[Rollout]) -> bool:
     """Return whether the rollouts hold noised responses; False for transitions. Raises `TrainingError` for anything else."""
-    kinds = {type(decision) for rollout in rollouts for decision in rollout.decisions} or {type(None)}
+    kinds: set[type] = {type(decision) for rollout in rollouts for decision in rollout.decisions} or {type(None)}
     if kinds not in ({Noised}, {Transition}):
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise TrainingError(
