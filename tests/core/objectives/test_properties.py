@@ -17,7 +17,7 @@ from polyalign.objectives.metrics import preference_metrics
 from polyalign.objectives.pairwise import DPO
 from polyalign.objectives.specs import OBJECTIVES as SPECS
 from polyalign.policies.base import Scores
-from polyalign.records.samples import Edge, Example, Ranked, Rated
+from polyalign.records.samples import Edge, Example, Labelled, Ranked, Rated
 
 # Options that make a property visible on log-probabilities of a few units, and variants that have their own code.
 OPTIONS = {
@@ -26,6 +26,11 @@ OPTIONS = {
     "kto": {"beta": 0.5, "undesirable_weight": 1.3},
     "orpo": {"odds_weight": 0.5},
     "instruct_engine": {"beta": 0.5, "column_weight": 0.3},
+    "wpo": {"beta": 0.5, "alignment": "none"},
+    "tdpo": {"beta": 0.5},
+    "crpo": {"terms": [{"name": "dpo", "beta": 0.5}, {"name": "sft", "weight": 2.0}]},
+    "diffusion_kto": {"beta": 0.5, "utility": "loss_averse", "undesirable_weight": 1.3},
+    "mapo": {"steps": 2.0},
 }
 VARIANTS = {
     "cdpo": ("dpo", {"beta": 0.5, "label_smoothing": 0.2}),
@@ -35,6 +40,7 @@ VARIANTS = {
     "plackett_luce of equals": ("plackett_luce", {"ties": "equal"}),
     "pro unheated": ("pro", {"temperatures": "unit"}),
     "weak_logconf for sure": ("weak_logconf", {"beta": 0.5, "confidence": 1.0}),
+    "rated margins and weights": ("dpo", {"beta": 0.5, "margin_from": "ratings", "weight_from": "ratings"}),
     "mixture": ("weighted_sum", {"terms": [{"name": name, "beta": 0.5} for name in ("aot", "instruct_engine", "bco_pair")]}),
 }
 
@@ -44,7 +50,13 @@ def build(name: str, options: dict) -> Objective:
     return spec.load()(spec.load_config()(**options))
 
 
-PLAIN = [spec for spec in SPECS if spec.reads == "log_probs" and "token_targets" not in spec.needs]  # others: test_distillation
+MORE = {"token_targets", "predictions", "rollouts", "sample_grad"}  # not in a `Case`: tested in files of their own
+    "token_targets",
+    "predictions",
+    "rollouts",
+    "sample_grad",
+}  # what `Case` does not have; these are tested in their own files
+PLAIN = [spec for spec in SPECS if spec.reads == "log_probs" and not MORE & {*spec.needs}]
 OBJECTIVES = {spec.name: build(spec.name, OPTIONS.get(spec.name, {})) for spec in PLAIN}
 OBJECTIVES |= {variant: build(*which) for variant, which in VARIANTS.items()}
 GRID_MEANS = ("instruct_engine", "mixture")
@@ -88,6 +100,14 @@ def ratings(draw, count: int) -> tuple[Rated, ...]:
 
 
 @st.composite
+def segments(draw, count: int) -> tuple[Labelled, ...]:
+    """Up to two labelled stretches of each sample, which may overlap, reach past its end or say nothing."""
+    stretch = st.tuples(st.integers(0, 2), st.integers(1, 3), st.sampled_from((-1.0, 0.0, 1.0)))
+    found = [(at, *one) for at in range(count) for one in draw(st.lists(stretch, max_size=2))]
+    return tuple(Labelled(at, start, start + length, "steps", value) for at, start, length, value in found)
+
+
+@st.composite
 def cases(draw) -> Case:
     examples, policy, reference = [], [], []
     draws = draw(st.integers(1, 2))
@@ -103,7 +123,8 @@ def cases(draw) -> Case:
         mismatched = draw(st.sets(st.sampled_from(indices), max_size=1))
         labels = tuple(0 if i in mismatched else draw(st.sampled_from((1, -1, 0))) for i in indices)
         plain = example(len(lengths), edges, labels, tuple(mismatched), f"r{number}")
-        examples.append(replace(plain, rankings=draw(rankings(len(lengths))), ratings=draw(ratings(len(lengths)))))
+        said = {"rankings": rankings, "ratings": ratings, "segments": segments}
+        examples.append(replace(plain, **{kind: draw(of(len(lengths))) for kind, of in said.items()}))
         for side in (policy, reference):
             side.append([[[draw(log_prob) for _ in range(length)] for _ in range(draws)] for length in lengths])
     return Case(examples, policy, reference)
@@ -202,7 +223,7 @@ def test_weights_are_known_before_the_forward_pass(name: str, case: Case):
     assert {key: term.weight.item() for key, term in terms.items()} == {key: weight.item() for key, weight in weights.items()}
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("sft", "mpo", "weighted_sum")])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("sft", "mpo", "crpo", "weighted_sum")])
 def test_samples_without_feedback_give_zero_sums_of_zero_weight_and_a_valid_graph(name: str):
     """Ties and incomparable candidates become samples without edges."""
     scores = scores_of([[[-1.0, -2.0]], [[-1.5]]])

@@ -129,6 +129,7 @@ def test_options_are_read_by_the_terms_own_configuration_and_written_with_its_de
     assert written["terms"][0] == {
         "name": "hinge", "weight": 0.25, "kind_scale": {}, "beta": 3.0, "reduction": "sum",
         "divergence": "reverse_kl", "alpha": 0.5,
+        "margin_from": "record", "margin_scale": 1.0, "weight_from": "record", "aspect_weights": {},
     }  # fmt: skip
     assert WeightedSumConfig.model_validate(written).model_dump(mode="json") == written
 

@@ -56,7 +56,7 @@ class WeightedSumConfig(Config):
     def declared(self, spec: ObjectiveSpec) -> ObjectiveSpec:
         """Return the spec of the sum as these terms make it: what it needs, on which view, and which policies it cannot train."""
         assert self.view is not None
-        unsupported: dict[str, str] = {}
+        unsupported = dict(spec.unsupported)
         for term in self.terms:
             unsupported |= {family: f"{term.name}: {why}" for family, why in term.spec.unsupported.items()}
         return replace(
