@@ -51,11 +51,6 @@ def build(name: str, options: dict) -> Objective:
 
 
 MORE = {"token_targets", "predictions", "rollouts", "sample_grad"}  # not in a `Case`: tested in files of their own
-    "token_targets",
-    "predictions",
-    "rollouts",
-    "sample_grad",
-}  # what `Case` does not have; these are tested in their own files
 PLAIN = [spec for spec in SPECS if spec.reads == "log_probs" and not MORE & {*spec.needs}]
 OBJECTIVES = {spec.name: build(spec.name, OPTIONS.get(spec.name, {})) for spec in PLAIN}
 OBJECTIVES |= {variant: build(*which) for variant, which in VARIANTS.items()}
