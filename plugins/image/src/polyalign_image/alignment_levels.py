@@ -28,6 +28,7 @@ from polyalign.evaluation.levels import LEVEL
 from polyalign.policies.base import Batch
 from polyalign.policies.completion_mask import Encoded, Piece
 from polyalign.policies.fingerprint import weights_fingerprint
+from polyalign.policies.generation import left_padded_embeddings
 from polyalign.policies.media_features import MediaFeatures
 from polyalign.policies.token_collator import TokenCollator
 from polyalign.randomness import keyed_seed
@@ -200,14 +201,7 @@ class AlignmentLevelsPolicy(VisionLanguagePolicy):
         return self.levels.weights(question, visual, scale)
 
     def media_inputs(self, rows: Sequence[Encoded], input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
-        """Generation starts from the same embeddings as scoring, padded on the left."""
-        batch = self.collator.layout((), rows, torch.ones(len(rows)), None).to(input_ids.device)
-        plain = replace(batch, tensors={name: value for name, value in batch.tensors.items() if name != "shared"})
-        embeddings = self.embed(plain, self.encode_media(plain))  # right-padded
-        padded = torch.zeros(*input_ids.shape, embeddings.shape[-1], dtype=embeddings.dtype, device=embeddings.device)
-        for number, row in enumerate(rows):
-            padded[number, input_ids.shape[1] - len(row) :] = embeddings[number, : len(row)]
-        return {"inputs_embeds": padded}
+        return {"inputs_embeds": left_padded_embeddings(self, rows, input_ids)}
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:

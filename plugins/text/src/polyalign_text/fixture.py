@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from polyalign.policies.base import Policy
 from polyalign.policies.completion_mask import PromptResponseEncoder
@@ -10,6 +11,8 @@ from polyalign.policies.config import TokensConfig
 from polyalign.policies.fixture import PolicyFixture
 from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.records.schema import Candidate, Comparison, Message, Record
+from polyalign_text.config import ControlAdaptersConfig
+from polyalign_text.control_adapters import ControlAdaptersPolicy, ControlEncoder
 from polyalign_text.policy import TextPolicy
 
 
@@ -19,6 +22,14 @@ def build(value_head: bool = False) -> Policy:
     model = tiny_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     config = TokensConfig(max_length=128, max_response=48)
     return TextPolicy(model, PromptResponseEncoder(tokenizer), config, value_head=value_head)
+
+
+def build_controlled(**settings: Any) -> ControlAdaptersPolicy:
+    """Return a fresh tiny policy with soft prompts, in the joint stage unless told otherwise."""
+    tokenizer = byte_tokenizer()
+    model = tiny_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    config = ControlAdaptersConfig(**{"base": "tiny", "length": 4, "max_length": 128, "max_response": 48, **settings})
+    return ControlAdaptersPolicy(model, ControlEncoder(tokenizer, config), config)
 
 
 def _user(text: str) -> tuple[Message, ...]:
@@ -59,3 +70,8 @@ def fixture() -> PolicyFixture:
     """Return what the cells test needs."""
     decoding = {"max_new_tokens": 8}
     return PolicyFixture(build=build, records=records(), with_values=partial(build, value_head=True), decoding=decoding)
+
+
+def control_fixture() -> PolicyFixture:
+    """Return what the cells test needs of control adapters."""
+    return PolicyFixture(build=build_controlled, records=records(), decoding={"max_new_tokens": 8})

@@ -23,7 +23,19 @@ def polyalign_policies() -> Iterable[PolicySpec]:
             provides=TOKEN_POLICY_PROVIDES,
             switches={"values": "value_head"},
             fixture="polyalign_text.fixture:fixture",
-        )
+        ),
+        PolicySpec(
+            name="control-adapters",
+            summary="a causal language model with a soft prompt per kind of behaviour, good or bad: MEET",
+            target="polyalign_text.control_adapters:build",
+            config="polyalign_text.config:ControlAdaptersConfig",
+            requires=("torch", "transformers", "peft"),
+            family="tokens",
+            inputs=("text",),
+            outputs=("text",),
+            provides=TOKEN_POLICY_PROVIDES,
+            fixture="polyalign_text.fixture:control_fixture",
+        ),
     ]
 
 
@@ -34,7 +46,17 @@ def polyalign_recipes() -> Iterable[RecipeSpec]:
             name="text/dpo-smollm2",
             summary="DPO on rule-checked instructions with the real SmolLM2-135M, LoRA, on a laptop CPU",
             target="polyalign_text:recipes/dpo-smollm2.yaml",
-        )
+        ),
+        RecipeSpec(
+            name="text/meet-modules",
+            summary="MEET's first stage: a soft prompt for good and one for bad answers, SmolLM2-135M frozen",
+            target="polyalign_text:recipes/meet-modules.yaml",
+        ),
+        RecipeSpec(
+            name="text/meet-joint",
+            summary="MEET's second stage: the model learns with its soft prompts, and answers under the good one",
+            target="polyalign_text:recipes/meet-joint.yaml",
+        ),
     ]
 
 

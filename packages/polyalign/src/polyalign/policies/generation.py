@@ -16,6 +16,7 @@ from polyalign.randomness import keyed_generator
 from polyalign.records.schema import Message, TextPart
 
 if TYPE_CHECKING:
+    from polyalign.policies.completion_mask import Encoded
     from polyalign.policies.tokens import TokenPolicy
 
 
@@ -122,6 +123,18 @@ def _sampled(policy: TokenPolicy, jobs: Sequence[tuple[Any, int]], seed: int, de
     )
     settings = asdict(decoding) | {"seed": seed}
     return [_rollout(policy, job[0], row, stops, settings) for job, row in zip(jobs, sequences[:, length:].cpu())]
+
+
+def left_padded_embeddings(policy: TokenPolicy, rows: Sequence[Encoded], input_ids: Tensor) -> Tensor:
+    """Return what left-padded rows ``[R, L]`` look like to the model, ``[R, L, H]``: for policies that put more than words into
+    their prompts, so that generation starts from the very embeddings that scoring reads."""
+    batch = policy.collator.layout((), rows, torch.ones(len(rows)), None).to(input_ids.device)
+    plain = replace(batch, tensors={name: value for name, value in batch.tensors.items() if name != "shared"})
+    embeddings = policy.embed(plain, policy.encode_media(plain))  # right-padded
+    padded = torch.zeros(*input_ids.shape, embeddings.shape[-1], dtype=embeddings.dtype, device=embeddings.device)
+    for number, row in enumerate(rows):
+        padded[number, input_ids.shape[1] - len(row) :] = embeddings[number, : len(row)]
+    return padded
 
 
 def _rollout(

@@ -16,6 +16,7 @@ from polyalign.records.judgements import carried, contrast, desirability, edge_o
 from polyalign.records.samples import Example, MediaSource, Ranked, Sample
 from polyalign.records.schema import Comparison, Rating, Record, Refinement, Segment
 
+CONTROL = "control"  # the condition that says which kind of behaviour a response shows
 View = Callable[[Record, MediaSource | None], list[Example]]
 
 
@@ -101,12 +102,26 @@ def prompts(record: Record, media: MediaSource | None = None) -> list[Example]:
     return [Example(record.id, (replace(sample, response=()),)) for sample in samples]
 
 
+def controlled(record: Record, media: MediaSource | None = None) -> list[Example]:
+    """Return one example per response whose kind of behaviour is known, with that kind as its condition "control": the one the
+    record or candidate names, else "good" or "bad" by the label that `unpaired` gives it. All of them are to be imitated."""
+    examples = []
+    for candidate, label in enumerate(desirability(record)):
+        sample = sample_of(record, candidate, media)
+        if CONTROL not in sample.conditions and label:
+            sample = replace(sample, conditions={**sample.conditions, CONTROL: "good" if label > 0 else "bad"})
+        if CONTROL in sample.conditions:
+            examples.append(Example(record.id, (sample,), **carried(record, (candidate,))))
+    return examples
+
+
 VIEWS: dict[str, View] = {
     "pairs": pairs,
     "rankings": rankings,
     "unpaired": unpaired,
     "grids": grids,
     "sft": sft,
+    "controlled": controlled,
     "rated": rated,
     "prompts": prompts,
 }

@@ -39,7 +39,7 @@ class SourceConfig(Config):
 class DataConfig(Config):
     train: tuple[SourceConfig, ...] = Field(min_length=1)
     eval: tuple[SourceConfig, ...] = ()
-    view: Literal["pairs", "rankings", "unpaired", "grids", "sft", "rated", "prompts", "auto"] = "auto"
+    view: Literal["pairs", "rankings", "unpaired", "grids", "sft", "controlled", "rated", "prompts", "auto"] = "auto"
     aspect: str | None = Field(None, description="use only feedback about this aspect")
     tags: tuple[str, ...] = Field((), description="use only records that carry all of these tags")
     workers: int = Field(0, ge=0, description="loader worker processes")
