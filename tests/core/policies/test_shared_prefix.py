@@ -21,7 +21,7 @@ from polyalign.policies.tokens import TokenPolicy
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message, TextPart
 
-WANT = frozenset({"entropy", "mean_logit", "hidden"})
+WANT = frozenset({"entropy", "mean_logit", "log_sum_squares", "hidden"})
 SMALL: dict[str, Any] = {
     "vocab_size": 258, "bos_token_id": None, "eos_token_id": 256, "pad_token_id": None, "initializer_range": 0.5,
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

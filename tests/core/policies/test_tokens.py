@@ -103,7 +103,7 @@ def test_extras_agree_with_dense_computations() -> None:
     draw = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 258, (rows, scored, 5), generator=draw)
     values = torch.rand(rows, scored, 5, generator=draw)
-    want = frozenset({"entropy", "hidden", "values", "token_targets"})
+    want = frozenset({"entropy", "log_sum_squares", "hidden", "values", "token_targets"})
     extras = policy(with_token_targets(batch, ids, values), want).extras  # type: ignore[arg-type]
     for row, item in enumerate(SAMPLES):
         encoded = policy.collator.encode(item)
@@ -114,6 +114,7 @@ def test_extras_agree_with_dense_computations() -> None:
         states = output.hidden_states[-1][0]
         near = {"atol": 2e-6, "rtol": 1e-5, "check_dtype": False}
         torch.testing.assert_close(extras["entropy"][row, :count], -(log_probs.exp() * log_probs).sum(-1), **near)
+        torch.testing.assert_close(extras["log_sum_squares"][row, :count], log_probs.exp().square().sum(-1).log(), **near)
         dense = torch.zeros_like(log_probs).scatter_add(1, ids[row, :count], values[row, :count].double())
         torch.testing.assert_close(extras["token_targets"][row, :count], (dense * log_probs).sum(-1), **near)
         torch.testing.assert_close(extras["target_log_probs"][row, :count], log_probs.gather(1, ids[row, :count]), **near)
@@ -121,6 +122,7 @@ def test_extras_agree_with_dense_computations() -> None:
         expected = policy.value_head(states[first - 1 : first - 1 + count].float())[:, 0]  # type: ignore[misc]
         torch.testing.assert_close(extras["values"][row, :count], expected, **near)
         assert (extras["entropy"][row, count:] == 0).all()
+    assert not extras["log_sum_squares"].requires_grad
 
 
 def test_asking_for_what_is_not_there_says_the_way_out(policy: TokenPolicy) -> None:
