@@ -57,6 +57,9 @@ class JudgingConfig(EndpointConfig):
         "how well the response does what the user asks: correct, complete, clear, and nothing beside the point",
         description="what the judge is told to look at",
     )
+    instructions: str | None = Field(
+        None, description="in place of our own; {criteria}, {lowest} and {highest} are filled in. What follows is the material"
+    )
     attempts: int = Field(3, gt=0, description="how often one thing is asked until the reply can be read")
     unreadable: float | None = Field(None, description="value where no reply could be read; null: an error")
 

@@ -11,7 +11,15 @@ from polyalign.errors import RewardError
 from polyalign.rewards.base import Judged, Reward, Scored
 from polyalign.rewards.judge.client import ChatClient, Question
 from polyalign.rewards.judge.config import JudgeConfig, JudgeRankerConfig, JudgingConfig
-from polyalign.rewards.judge.conversation import REMINDER, comparing_messages, read_score, read_verdict, scoring_messages
+from polyalign.rewards.judge.conversation import (
+    COMPARING,
+    REMINDER,
+    SCORING,
+    comparing_messages,
+    read_score,
+    read_verdict,
+    scoring_messages,
+)
 
 log = logging.getLogger(__name__)
 Read = TypeVar("Read")
@@ -32,7 +40,8 @@ class Judge(Reward):
     def evaluate(self, items: Sequence[Judged]) -> Scored:
         low, high = self.config.lowest, self.config.highest
         aspects = self.config.aspects or {"": self.config.criteria}
-        asked = [scoring_messages(item, criteria, low, high) for criteria in aspects.values() for item in items]
+        instructions = self.config.instructions or SCORING
+        asked = [scoring_messages(item, instructions, criteria, low, high) for criteria in aspects.values() for item in items]
         scores = readable(self.client, self.config, asked, lambda reply: read_score(reply, low, high))
         if not items:
             return Scored([])
@@ -92,11 +101,10 @@ class JudgeRanker(Reward):
 
     def compare(self, pairs: Sequence[tuple[Judged, Judged]]) -> list[float]:
         """Return for each pair 1 if the first is better, 0 if the second is, 0.5 for a tie."""
-        votes = range(self.config.votes)
-        asked = [
-            comparing_messages(*order, self.config.criteria) for pair in pairs for order in (pair, pair[::-1]) for _ in votes
-        ]
-        numbers = [vote for _ in pairs for _ in range(2) for vote in votes]
+        votes, instructions = range(self.config.votes), self.config.instructions or COMPARING
+        orders = [order for pair in pairs for order in (pair, pair[::-1])]
+        asked = [comparing_messages(*order, instructions, self.config.criteria) for order in orders for _ in votes]
+        numbers = [vote for _ in orders for vote in votes]
         verdicts = readable(self.client, self.config, asked, read_verdict, numbers)
         points, size = [], self.config.votes
         for start in range(0, len(verdicts), 2 * size):
