@@ -61,7 +61,7 @@ class CRPOConfig(WeightedSumConfig):
 
     terms: tuple[WeightedTerm, ...] = Field(
         default_factory=lambda: (
-            WeightedTerm(name="dpo", weight=1.0, beta=2000.0),  # type: ignore[call-arg]
+            WeightedTerm(name="dpo", weight=1.0, beta=2000.0),
             WeightedTerm(name="sft", weight=2.0),  # sft is half the mean squared error
         ),
         min_length=1,

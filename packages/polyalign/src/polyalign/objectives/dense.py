@@ -10,9 +10,9 @@ from torch import Tensor
 
 from polyalign.errors import TrainingError
 from polyalign.objectives.base import FeedbackTensors, Term
-from polyalign.objectives.margins import edge_term, less_margin, log_ratios
+from polyalign.objectives.margins import edge_term, less_margin
 from polyalign.objectives.pairwise import DPO
-from polyalign.objectives.refinements import weighted
+from polyalign.objectives.refinements import weighted_log_ratios
 from polyalign.objectives.refinements_config import DenseDPOConfig, SegmentDPOConfig, TimelineConfig
 from polyalign.policies.base import Scores
 
@@ -105,9 +105,9 @@ class DenseDPO(DPO):
         parts = []
         for number in range(count):
             inside = (stretch == number)[:, None]  # [E, 1, T]
-            pair = (weighted(part, index, inside.to(part.log_probs.dtype)) for part in (scores, reference))
+            ratios = weighted_log_ratios(scores, reference, index, inside.to(scores.log_probs.dtype), self.kind_scale)
             length = (scores.mask[index] & inside).sum(-1).clamp(min=1)
-            parts.append(self.scaled(log_ratios(*pair, "sum", self.kind_scale), length))
+            parts.append(self.scaled(ratios, length))
         return torch.stack(parts, -1)
 
 
@@ -141,9 +141,8 @@ class SegmentDPO(DPO):
         total = torch.where(scores.mask, weight, 0.0).sum(-1)  # [N, D]
 
         def side(index: Tensor) -> Tensor:
-            pair = (weighted(part, index, weight[index]) for part in (scores, references["reference"]))
-            mass = total[index]
-            return self.scaled(log_ratios(*pair, "sum", self.kind_scale), torch.where(mass > 0, mass, 1.0))
+            ratios = weighted_log_ratios(scores, references["reference"], index, weight[index], self.kind_scale)
+            return self.scaled(ratios, torch.where(total > 0, total, 1.0)[index])
 
         loss = self.link(*less_margin(side(edges.better), side(edges.worse), edges))
         return {"preference": edge_term(loss, scores, edges)}

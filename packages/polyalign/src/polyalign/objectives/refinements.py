@@ -12,7 +12,7 @@ from polyalign.objectives.base import Edges, FeedbackTensors, Term
 from polyalign.objectives.margins import edge_term, lengths, less_margin, log_ratios
 from polyalign.objectives.pairwise import DPO
 from polyalign.objectives.refinements_config import LDDPOConfig, MMDPOConfig, WPOConfig
-from polyalign.policies.base import Scores
+from polyalign.policies.base import Kind, Scores
 
 
 class WPO(DPO):
@@ -86,8 +86,8 @@ class LDDPO(DPO):
 
         def side(index: LongTensor) -> Tensor:
             weight = torch.where(place[index] > shorter[..., None], self.config.ld_alpha, 1.0)  # [E, D, T]
-            pair = (weighted(part, index, weight) for part in (scores, reference))
-            return self.scaled(log_ratios(*pair, "sum", self.kind_scale), lengths(scores)[index])
+            ratios = weighted_log_ratios(scores, reference, index, weight, self.kind_scale)
+            return self.scaled(ratios, lengths(scores)[index])
 
         return less_margin(side(edges.better), side(edges.worse), edges)
 
@@ -114,8 +114,16 @@ class MMDPO(DPO):
         return factor * scaled[edges.better], factor * scaled[edges.worse]
 
 
-def weighted(scores: Scores, index: Tensor, weight: Tensor) -> Scores:
-    """Return the scores of the samples ``index`` ``[E]`` with every decision's log-probability times ``weight`` ``[E, D, T]``
-    (or ``[E, 1, T]``)."""
-    log_probs = torch.where(scores.mask, scores.log_probs, 0.0)[index] * weight
-    return Scores(log_probs, scores.mask[index], scores.kind[index])  # type: ignore[arg-type]
+def weighted_log_ratios(
+    scores: Scores, reference: Scores, index: Tensor, weight: Tensor, kind_scale: Mapping[Kind, float]
+) -> Tensor:
+    """Return the sum over decisions of ``weight * (log pi - log pi_ref)``, ``[E, D]``, of the samples ``index`` ``[E]``.
+
+    ``weight`` is ``[E, D, T]`` or ``[E, 1, T]``.
+    """
+
+    def part(whole: Scores) -> Scores:
+        log_probs = torch.where(whole.mask, whole.log_probs, 0.0)[index] * weight
+        return Scores(log_probs, whole.mask[index], whole.kind[index])  # type: ignore[arg-type]
+
+    return log_ratios(part(scores), part(reference), "sum", kind_scale)

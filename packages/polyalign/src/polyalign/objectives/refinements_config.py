@@ -11,6 +11,10 @@ from polyalign.objectives.config import DPOConfig, Positive
 TimeUnit = Literal["seconds", "frames", "tokens", "steps"]
 
 
+def _one_decision_each() -> dict[TimeUnit, float]:
+    return {"tokens": 1.0, "steps": 1.0, "frames": 1.0}
+
+
 class WPOConfig(DPOConfig):
     alignment: Literal["sampled", "none"] = Field(
         default="sampled",
@@ -40,7 +44,7 @@ class TimelineConfig(DPOConfig):
     """Segments say when; decisions are counted. ``decisions_per`` translates."""
 
     decisions_per: dict[TimeUnit, Positive] = Field(
-        default_factory=lambda: {"tokens": 1.0, "steps": 1.0, "frames": 1.0},
+        default_factory=_one_decision_each,
         description="decisions per unit of a segment's time; seconds have no default, as only the policy's rate says it",
     )
 
