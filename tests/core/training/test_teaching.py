@@ -375,3 +375,44 @@ def test_several_processes_want_a_finished_store(tmp_path: Path, cache: Path, mo
     run.teach(resolved)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert teaching.prepare(resolved, policy, train_set).rows == 0
+
+
+def test_the_head_meets_a_few_positions_at_a_time_in_teaching_and_in_training(tmp_path: Path) -> None:
+    """Memory of a step holds the logits of one chunk, whatever the length: here 3 positions, forward and, again, backward."""
+    student, tuned = policy_of(1, head_chunk=3), policy_of(2, head_chunk=3)
+    seen: dict[str, list[int]] = {"student": [], "teacher": []}
+    for name, policy in (("student", student), ("teacher", tuned)):
+
+        def head(states: torch.Tensor, name: str = name, policy: TokenPolicy = policy) -> torch.Tensor:
+            seen[name].append(len(states))
+            return TokenPolicy.head(policy, states)
+
+        policy.head = head  # type: ignore[method-assign]
+    teachers, samples = teaching.Teachers(tuned), samples_of(pairs())
+    store = store_in(tmp_path, teachers, student)
+    teaching.teach(teachers, student, samples, store, batch_size=16, quiet=True)
+    student.collator.taught = store
+    batch = student.collate(samples)
+    positions = int(batch.mask.sum())
+    assert sum(seen["teacher"]) == positions and max(seen["teacher"]) == 3
+    scores = student(batch, frozenset({"token_targets"}))
+    assert sum(seen["student"]) == positions
+    assert max(value.numel() for value in scores.extras.values()) < positions * student.vocabulary_size / 4
+    term = GKD()(scores, {}, FeedbackTensors.of(pairs()))["distillation"]
+    (term.sum / term.weight).backward()
+    assert sum(seen["student"]) == 2 * positions and max(seen["student"]) == 3
+
+
+def test_the_command_teaches_and_refuses_what_learns_from_nobody(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from polyalign.cli.main import main
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_of(tmp_path, "gkd").to_yaml())
+    assert main(["teach", str(recipe)]) == 0
+    assert "the teacher read 5 responses" in capsys.readouterr().out
+    assert main(["train", str(recipe), "--dry-run"]) == 0
+    assert "teacher: text, read once into" in capsys.readouterr().out
+    assert main(["teach", str(recipe), "objective=sft"]) == 2
+    assert "the objective 'sft' learns from no teacher" in capsys.readouterr().err
