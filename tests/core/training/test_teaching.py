@@ -352,6 +352,23 @@ def test_killed_sampling_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: p
     assert again.draw(samples) == 1 and asked == [samples[-1].prompt]
 
 
+def test_a_finished_store_must_fit_the_student_and_the_recipe(tmp_path: Path, cache: Path) -> None:
+    resolved = recipe_of(tmp_path, "gkd")
+    run.teach(resolved)
+    config = resolved.objective_config.teacher
+    held = next((cache / "teachers").iterdir())
+    fixed = config.model_copy(update={"store": str(held)})
+    samples = [Example(e.record_id, (e.samples[0],)).samples[0] for e in pairs()]
+    assert teaching.finished_store(fixed, policy_of(1), samples) is not None
+    with pytest.raises(ConfigError, match="written for another tokenizer"):
+        teaching.finished_store(fixed, policy_of(1, tokenizer=byte_tokenizer(more=["<more>"])), samples)
+    with pytest.raises(ConfigError, match=r"\(16, 'float16', False\), the recipe says \(8, 'float16', False\)"):
+        teaching.finished_store(fixed.model_copy(update={"top_k": 8}), policy_of(1), samples)
+    (held / "store.json").write_text((held / "store.json").read_text().replace('"vocabulary": 258', '"vocabulary": 300'))
+    with pytest.raises(ConfigError, match="speaks of 300 token ids, the student knows 258"):
+        teaching.finished_store(fixed, policy_of(1), samples)
+
+
 def test_mistakes_about_teachers_are_told_before_anything_is_loaded(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(ConfigError, match=r"objective\.teacher\.self_samples is 0"):
         run.train(recipe_of(tmp_path, "adpa", reference=BASE["policy"]), tmp_path / "run")

@@ -19,7 +19,7 @@ import torch
 
 from polyalign.cache import cache_folder
 from polyalign.errors import ConfigError, TrainingError
-from polyalign.objectives.distillation_config import DistillationConfig, TeacherConfig
+from polyalign.objectives.distillation_config import ADPAConfig, DistillationConfig, TeacherConfig
 from polyalign.objectives.terms import WeightedSumConfig
 from polyalign.policies.base import Policy
 from polyalign.policies.completion_mask import Encoded
@@ -63,13 +63,13 @@ def teacher_of(config: object) -> TeacherConfig | None:
     if any(teacher != teachers[0] for teacher in teachers):
         raise ConfigError("the terms of this objective name different teachers; one store serves a run, so name the same one")
     teacher = cast(TeacherConfig, teachers[0])
-    for term in asked:
-        if getattr(term, "states", None) == "self_samples" and not teacher.self_samples:
+    for term in (term for term in asked if isinstance(term, ADPAConfig)):
+        if term.states == "self_samples" and not teacher.self_samples:
             raise ConfigError(
                 "adpa learns on responses that the student sampled, but objective.teacher.self_samples is 0; set it to 1 or "
                 "more, or objective.states: responses"
             )
-        if hasattr(term, "states") and teacher.reference is None:
+        if teacher.reference is None:
             raise ConfigError("adpa compares two teachers: name the one before preference tuning in objective.teacher.reference")
     return teacher
 
@@ -135,6 +135,11 @@ def finished_store(config: TeacherConfig, student: TokenPolicy, samples: Sequenc
         raise ConfigError(
             f"the teacher store {str(store.folder)!r} was written for another tokenizer than the student's; teacher and student "
             "must share it. Take a teacher of the same model family, and a store of its own"
+        )
+    if header.vocabulary > student.vocabulary_size:
+        raise ConfigError(
+            f"the teacher store {str(store.folder)!r} speaks of {header.vocabulary} token ids, the student knows "
+            f"{student.vocabulary_size}; name another store"
         )
     wanted = min(config.top_k, header.vocabulary), config.dtype, config.reference is not None
     found = header.top_k, header.dtype, header.reference is not None
