@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ from toys.worker import recipe
 from polyalign.errors import TrainingError
 from polyalign.objectives.base import Objective
 from polyalign.objectives.config import DPOConfig
+from polyalign.objectives.dense import DenseDPO
 from polyalign.objectives.pairwise import DPO
+from polyalign.objectives.reward_weighted import RWR
 from polyalign.policies.reference import AdaptersOff, CachedScores, FrozenCopy
+from polyalign.records.samples import Labelled, Rated
 from polyalign.training import checkpoint
 from polyalign.training.batches import collate_examples, split
 from polyalign.training.config import OptimizerConfig, TrainingConfig
@@ -131,6 +135,17 @@ def test_objective_that_wants_what_the_policy_lacks_is_refused_in_one_sentence(t
 
     with pytest.raises(TrainingError, match="WantsEntropy needs entropy from the policy, but GaussianPolicy provides only"):
         trainer(tmp_path, objective=WantsEntropy())
+
+
+@pytest.mark.parametrize(
+    ("objective", "need"), [(DPO(DPOConfig(margin_from="ratings")), "ratings"), (DenseDPO(), "segments"), (RWR(), "ratings")]
+)
+def test_data_without_the_feedback_that_the_objective_learns_from_is_refused(tmp_path: Path, objective, need: str) -> None:
+    with pytest.raises(TrainingError, match=f"{type(objective).__name__} learns from {need}, and none of the 12 training"):
+        trainer(tmp_path, objective=objective)
+    examples = pair_examples()
+    examples[3] = replace(examples[3], ratings=(Rated(0, 1.0), Rated(1, 0.0)), segments=(Labelled(0, 0, 1, "steps", 1.0),))
+    trainer(tmp_path, objective=objective, examples=examples)
 
 
 def test_batch_scope_without_statistics_refuses_accumulation(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ class Trainer:
         self.device = self.accelerator.device
         self.sharded = self.config.sharding == "fully_shard" and self.processes > 1
         _check_needs(objective, policy, self.processes)
+        _check_feedback(objective, data)
         _check_demonstrations(objective, demonstrations is not None)
 
         policy.to(self.device)
@@ -295,6 +296,16 @@ def _check_needs(objective: Objective, policy: Policy, processes: int) -> None:
         raise TrainingError(
             f"{type(objective).__name__} needs the whole batch at once and cannot run on {processes} processes; use one"
         )
+
+
+def _check_feedback(objective: Objective, data: ExampleSource) -> None:
+    """Refuse data without a single rating or segment where the objective learns from them: every one would be taken as absent."""
+    for need in sorted({"ratings", "segments"} & objective.needs):
+        if not any(getattr(data[index], need) for index in range(len(data))):
+            raise TrainingError(
+                f"{type(objective).__name__} learns from {need}, and none of the {len(data)} training examples has any; add them "
+                "to the records' feedback, or choose an objective (or options) that needs none"
+            )
 
 
 def _check_demonstrations(objective: Objective, given: bool) -> None:
