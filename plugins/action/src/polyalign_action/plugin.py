@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import ModalitySpec, PolicySpec, RewardSpec
+from polyalign.plugins.specs import DatasetSpec, ModalitySpec, PolicySpec, RecipeSpec, RewardSpec
 
 
 @hookimpl
@@ -48,5 +48,30 @@ def polyalign_rewards() -> Iterable[RewardSpec]:
             target="polyalign_action.rewards:ReturnReward",
             config="polyalign_action.config:ReturnConfig",
             inputs=("trajectory",),
+        )
+    ]
+
+
+@hookimpl
+def polyalign_recipes() -> Iterable[RecipeSpec]:
+    summaries = {
+        "dpo-cartpole": "DPO on scripted episodes of CartPole, ranked by how long the pole stood",
+        "grpo-cartpole": "GRPO on CartPole: episodes from one starting state are compared with each other",
+        "ppo-cartpole": "PPO on CartPole, with a critic and a reward for every action",
+    }
+    return [
+        RecipeSpec(name=f"action/{name}", summary=summary, target=f"polyalign_action:recipes/{name}.yaml")
+        for name, summary in summaries.items()
+    ]
+
+
+@hookimpl
+def polyalign_datasets() -> Iterable[DatasetSpec]:
+    return [
+        DatasetSpec(
+            name="cartpole-episodes",
+            summary="two scripted episodes of CartPole-v1 per starting state, ranked by how long the pole stood",
+            target="polyalign_action.shipped:cartpole_episodes",
+            licence="Apache-2.0",
         )
     ]
