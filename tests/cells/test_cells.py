@@ -29,7 +29,15 @@ def examples_of(fixture: Any, view: str) -> list[Any]:
     from polyalign.records.views import VIEWS
 
     records = [with_ratings(record) for record in fixture.records if ("grid" in record.tags) == (view == "grids")]
+    if view == "self_samples":
+        records = [own_better(record) for record in records]
     return [example for record in records for example in VIEWS[view](record, fixture.media)]
+
+
+def own_better(record: Any) -> Any:
+    """Return the record with its first candidate, the better one, as if the policy had answered it itself."""
+    first, *others = record.candidates
+    return record.model_copy(update={"candidates": (first.model_copy(update={"producer": "self"}), *others)})
 
 
 def with_ratings(record: Any) -> Any:

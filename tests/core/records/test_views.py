@@ -209,3 +209,30 @@ def test_every_view_of_any_record_is_well_formed_and_repeatable(record: Record) 
             assert all(labelled.sample in count for labelled in example.segments)
             assert all(entry.sample in count for entry in example.rankings)
             assert len(example.labels) in (0, len(example.samples))
+
+
+def test_self_samples_stand_over_each_undesirable_answer_to_their_prompt() -> None:
+    """0 > 1; 2, 3 and 4 are the policy's own, and 4 was found bad: two lists, over 1 and over 4."""
+    made = [("good", None), ("bad", "gpt"), ("own a", "self"), ("own b", "self:runs/x"), ("own bad", "self")]
+    listed = [{"parts": text, "producer": producer} for text, producer in made]
+    record = Record(id="r", prompt="p", candidates=listed, feedback=(ranked(0, 1), Rating(candidate=4, value=0.1)))
+    first, second = VIEWS["self_samples"](record, None)
+    assert (answers(first), answers(second)) == (["bad", "own a", "own b"], ["own bad", "own a", "own b"])
+    assert [sample.role for sample in first.samples] == ["response", "self_sample", "self_sample"]
+    assert (first.edges, first.labels) == ((Edge(1, 0), Edge(2, 0)), (-1, 0, 0))
+    assert VIEWS["self_samples"](plain("r", "p", "a", "b", feedback=(ranked(0, 1),)), None) == []
+
+
+def test_the_policys_own_answers_are_not_imitated_unless_they_were_judged() -> None:
+    listed = [{"parts": "given"}, {"parts": "own", "producer": "self"}]
+    unjudged = Record(id="r", prompt="p", candidates=listed)
+    assert [answers(example) for example in VIEWS["sft"](unjudged, None)] == [["given"]]
+    judged = unjudged.model_copy(update={"feedback": (ranked(1, 0),)})
+    assert [answers(example) for example in VIEWS["sft"](judged, None)] == [["own"]]
+
+
+def test_rankings_carry_the_comparisons_strength_and_contrast() -> None:
+    (one,) = VIEWS["rankings"](plain("r", "p", "a", "b", feedback=(ranked(1, 0, strength=0.5),)), None)
+    assert one.rankings == (Ranked(0, 1, 0, 0.5), Ranked(1, 0, 0, 0.5))
+    (across,) = VIEWS["rankings"](grid("c", [("x1", "y1"), ("x2", "y1")], ranked(0, 1)), None)
+    assert {item.contrast for item in across.rankings} == {"prompt"}

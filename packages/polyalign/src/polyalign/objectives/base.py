@@ -225,6 +225,7 @@ class Objective(nn.Module):
     ``needs``: what must be there before the run starts; names of `Policy.provides`, and "reference", "edges", "rankings",
     "labels", "ratings", "segments", "mismatch", "grid", "rollouts".
     ``wants``: extras that the policy's forward must return; ``reference_wants``: that the reference's must.
+    ``further_references``: names of references besides "reference" that it reads where the recipe gives them.
     ``scope``: "edge" or "group" terms add up over any split of the data; "batch" terms need statistics of the whole
     window, which `statistics` supplies (else accumulation is refused); ``statistic_names`` names them.
     ``appraises_with``: None for objectives that read no `Experience`; else which scores `appraise` wants of the samples as they
@@ -235,6 +236,7 @@ class Objective(nn.Module):
     needs: frozenset[str] = frozenset()
     wants: frozenset[str] = frozenset()
     reference_wants: frozenset[str] = frozenset()
+    further_references: frozenset[str] = frozenset()
     scope: Scope = "edge"
     statistic_names: tuple[str, ...] = ()
     value_at_reference: float | None = None
@@ -268,7 +270,8 @@ class Objective(nn.Module):
         feedback: FeedbackTensors,
         statistics: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Term]:
-        """Return named terms; their total is the loss. ``references`` holds "reference" when `needs` names it.
+        """Return named terms; their total is the loss. ``references`` holds "reference" when `needs` names it, and
+        those of `further_references` that the recipe gives.
 
         ``statistics`` are the window's, as `averaged` gives them; None means: compute them from this batch.
         """

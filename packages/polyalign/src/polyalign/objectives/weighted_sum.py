@@ -34,6 +34,7 @@ class WeightedSum(Objective):
         self.needs = frozenset().union(*(part.needs for part in parts))
         self.wants = frozenset().union(*(part.wants for part in parts))
         self.reference_wants = frozenset[str]().union(*(part.reference_wants for part in parts))
+        self.further_references = frozenset[str]().union(*(part.further_references for part in parts))
         self.scope = max((part.scope for part in parts), key=("edge", "group", "batch").index)
         appraising = [part.appraises_with for part in parts if part.appraises_with is not None]
         if len(appraising) > 1:

@@ -119,6 +119,7 @@ VIEW_GIVES = {
     "unpaired": frozenset({"labels", "mismatch"}),
     "grids": frozenset({"edges", "grid"}),
     "sft": frozenset[str](),
+    "self_samples": frozenset({"edges", "labels"}),
     "controlled": frozenset[str](),
     "rated": frozenset[str](),
     "prompts": frozenset({"rollouts", "edges", "rankings"}),  # the policy answers and a reward ranks, at every step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from polyalign.errors import TrainingError
+from polyalign.policies.adapters import trainable
 from polyalign.policies.base import Batch, Policy, Scores
 from polyalign.records.atomic import atomic_write
 from polyalign.training.config import ReferenceConfig
@@ -122,7 +124,32 @@ def build_reference(
         kind = "adapters_off" if policy.has_adapters else "frozen_copy"
     if kind == "none":
         return None
+    if config.run is not None:
+        kind = "frozen_copy"
     if kind == "adapters_off" and not policy.has_adapters:
         raise TrainingError("reference.kind is adapters_off, but the policy has no adapters; set policy.lora or use frozen_copy")
     reference: Reference = AdaptersOff(policy) if kind == "adapters_off" else FrozenCopy(policy)
-    return CachedScores(reference, cache, f"{precision}-{policy.fingerprint()}", rank) if config.cache else reference
+    origin = f"{precision}-"
+    if config.run is not None:
+        assert isinstance(reference, FrozenCopy)
+        origin = f"{_take_weights(reference.policy, set(trainable(policy)), Path(config.run))}-{origin}"
+    return CachedScores(reference, cache, f"{origin}{policy.fingerprint()}", rank) if config.cache else reference
+
+
+def _take_weights(copied: Policy, own: set[str], folder: Path) -> str:
+    """Put the trained weights of the run in ``folder`` into a frozen copy, whose ``own`` parameters are not shared with the
+    policy; return a short hash of them."""
+    from polyalign.training import checkpoint  # late: only here does a reference come from a run
+
+    path, messages = checkpoint.newest(folder / "checkpoints")
+    if path is None:
+        raise TrainingError(f"reference.run: {str(folder)!r} holds no usable checkpoint. {' '.join(messages)}".rstrip())
+    with safe_open(path / "policy.safetensors", framework="pt") as file:
+        strange = sorted(set(file.keys()) - own)
+    if strange:
+        raise TrainingError(
+            f"reference.run: {str(folder)!r} trained {strange[0]!r}, which this policy does not train; a reference from another "
+            "run needs the same policy with the same adapters"
+        )
+    checkpoint.load_policy(copied, path)
+    return hashlib.blake2b((path / checkpoint.MANIFEST).read_bytes(), digest_size=6).hexdigest()

@@ -11,6 +11,8 @@ SCHEMA_VERSION: Literal[1] = 1
 
 Scalar = str | int | float | bool
 
+SELF = "self"  # producer of what the policy being aligned answered itself; ``self:...`` says more about it
+
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -60,10 +62,17 @@ class Candidate(Frozen):
 
     parts: tuple[Part, ...] = Field(min_length=1)
     prompt: tuple[Message, ...] | None = None
-    producer: str | None = Field(default=None, description="model, tool or person that made it")
+    producer: str | None = Field(
+        default=None, description="model, tool or person that made it; 'self', or 'self:...', is the policy being aligned"
+    )
     conditions: dict[str, Scalar] = Field(default_factory=dict)
 
     _text = field_validator("parts", mode="before")(_as_parts)
+
+    @property
+    def is_self_sample(self) -> bool:
+        """Whether the policy being aligned made it."""
+        return self.producer is not None and self.producer.partition(":")[0] == SELF
 
 
 class Comparison(Frozen):

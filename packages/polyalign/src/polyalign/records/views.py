@@ -13,7 +13,7 @@ from itertools import combinations
 
 from polyalign.records.grids import grids
 from polyalign.records.judgements import carried, contrast, desirability, edge_of, sample_of, strict_pairs, weight_of
-from polyalign.records.samples import Example, MediaSource, Ranked, Sample
+from polyalign.records.samples import Edge, Example, MediaSource, Ranked, Sample
 from polyalign.records.schema import Comparison, Rating, Record, Refinement, Segment
 
 CONTROL = "control"  # the condition that says which kind of behaviour a response shows
@@ -79,7 +79,8 @@ def sft(record: Record, media: MediaSource | None = None) -> list[Example]:
     """Return one example per response worth imitating.
 
     Per prompt: what refinements ended in; else the responses that are desirable in the sense of `unpaired`; else, if
-    nothing was judged, the only response. Several unjudged responses to one prompt give none.
+    nothing was judged, the only response. Several unjudged responses to one prompt give none. What the policy answered itself
+    (producer "self") counts only where it was judged or refined.
     """
     return [
         Example(record.id, (sample_of(record, candidate, media),), **carried(record, (candidate,)))
@@ -91,6 +92,32 @@ def rated(record: Record, media: MediaSource | None = None) -> list[Example]:
     """Return one example per response that has a rating or a labelled segment, good or bad, in order."""
     found = sorted({feedback.candidate for feedback in record.feedback if isinstance(feedback, Rating | Segment)})
     return [Example(record.id, (sample_of(record, candidate, media),), **carried(record, (candidate,))) for candidate in found]
+
+
+def self_samples(record: Record, media: MediaSource | None = None) -> list[Example]:
+    """Return one example per undesirable response (in the sense of `unpaired`): it first, then what the policy itself answered to
+    the same prompt, in the role "self_sample", with an edge from each of these over it.
+
+    The policy's answers are the candidates whose producer is "self"; those that are undesirable themselves stand first in
+    examples of their own. A response whose prompt the policy has not answered gives none.
+    """
+    labels = desirability(record)
+    own = [candidate for candidate, made in enumerate(record.candidates) if made.is_self_sample and labels[candidate] >= 0]
+    examples = []
+    for negative in (candidate for candidate, label in enumerate(labels) if label < 0):
+        members = (negative, *(one for one in own if record.prompt_of(one) == record.prompt_of(negative)))
+        if len(members) > 1:
+            first, *others = (sample_of(record, candidate, media) for candidate in members)
+            examples.append(
+                Example(
+                    record.id,
+                    (first, *(replace(sample, role="self_sample") for sample in others)),
+                    edges=tuple(Edge(at, 0) for at in range(1, len(members))),
+                    labels=(-1, *[0] * len(others)),
+                    **carried(record, members),
+                )
+            )
+    return examples
 
 
 def prompts(record: Record, media: MediaSource | None = None) -> list[Example]:
@@ -121,6 +148,7 @@ VIEWS: dict[str, View] = {
     "unpaired": unpaired,
     "grids": grids,
     "sft": sft,
+    "self_samples": self_samples,
     "controlled": controlled,
     "rated": rated,
     "prompts": prompts,
@@ -171,6 +199,6 @@ def _worth_imitating(record: Record) -> Iterable[int]:
             kept += refined
         elif judged := [candidate for candidate in members if labels[candidate]]:
             kept += [candidate for candidate in judged if labels[candidate] > 0]
-        elif len(members) == 1 and members[0] not in revised:
-            kept += members
+        elif len(others := [m for m in members if not record.candidates[m].is_self_sample]) == 1 and others[0] not in revised:
+            kept += others
     return sorted(kept)

@@ -39,7 +39,9 @@ class SourceConfig(Config):
 class DataConfig(Config):
     train: tuple[SourceConfig, ...] = Field(min_length=1)
     eval: tuple[SourceConfig, ...] = ()
-    view: Literal["pairs", "rankings", "unpaired", "grids", "sft", "controlled", "rated", "prompts", "auto"] = "auto"
+    view: Literal[
+        "pairs", "rankings", "unpaired", "grids", "sft", "self_samples", "controlled", "rated", "prompts", "auto"
+    ] = "auto"
     aspect: str | None = Field(None, description="use only feedback about this aspect")
     tags: tuple[str, ...] = Field((), description="use only records that carry all of these tags")
     workers: int = Field(0, ge=0, description="loader worker processes")
@@ -90,6 +92,13 @@ class ReferenceConfig(Config):
 
     kind: Literal["auto", "adapters_off", "frozen_copy", "none"] = "auto"
     cache: bool = Field(False, description="keep reference scores on disk; for denoising this wants a bank of draws")
+    run: str | None = Field(None, description="run folder whose trained weights it has; none: the weights this run starts from")
+
+    @model_validator(mode="after")
+    def _a_run_is_copied(self) -> ReferenceConfig:
+        if self.run is not None and self.kind not in ("auto", "frozen_copy"):
+            raise ValueError(f"the weights of another run need a copy of the policy: leave kind {self.kind!r} out, or drop run")
+        return self
 
 
 class OptimizerConfig(Config):
@@ -154,6 +163,9 @@ class Recipe(Config):
     data: DataConfig
     objective: Slot
     reference: ReferenceConfig = ReferenceConfig()
+    references: dict[str, ReferenceConfig] = Field(
+        default_factory=dict, description="further references, by the name that the objective reads them under (d2o: helpful)"
+    )
     online: OnlineConfig | None = Field(None, description="how the policy makes its own data; for objectives that need rollouts")
     training: TrainingConfig = TrainingConfig()
     report: ReportConfig = ReportConfig()

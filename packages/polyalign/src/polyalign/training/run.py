@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polyalign.cache import cache_folder
-from polyalign.errors import PolyalignError, TrainingError
-from polyalign.policies.reference import build_reference
+from polyalign.errors import ConfigError, PolyalignError, TrainingError
+from polyalign.policies.reference import Reference, build_reference
 from polyalign.records.atomic import write_text
 from polyalign.records.dataset import ExampleDataset
 from polyalign.records.samples import Sample
@@ -98,9 +98,10 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
     reference = None
     if "reference" in objective.needs:
         reference = build_reference(policy, recipe.reference, cache / "reference", rank, recipe.training.precision)
+    further = further_references(resolved, policy, objective, cache, rank)
     judged = rollout_judges(resolved)
     taught = teaching.prepare(resolved, policy, train_set, held_out)
-    trainer = Trainer(recipe, policy, objective, reference, taught.data, taught.held_out, out, judged, demonstrations)
+    trainer = Trainer(recipe, policy, objective, reference, taught.data, taught.held_out, out, judged, demonstrations, further)
     trained = trainer.train(resume)
     if trainer.sharded:  # one process cannot save or sample from its shard: take the whole weights from the checkpoint
         policy = build(resolved)[0]
@@ -117,6 +118,22 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
     if main:
         write_report(out, resolved, trained, judgements, before, after)
     return Run(out, trained, tuple(prompts), tuple(judgements))
+
+
+def further_references(resolved: Resolved, policy: Policy, objective: Objective, cache: Path, rank: int) -> dict[str, Reference]:
+    """Return the recipe's further references by name. Raises `ConfigError` for one that the objective does not read."""
+    built = {}
+    for name, settings in resolved.recipe.references.items():
+        if name not in objective.further_references:
+            reads = ", ".join(sorted(objective.further_references)) or "none"
+            raise ConfigError(
+                f"references.{name}: {resolved.objective_spec.name!r} reads no reference of this name (further ones: {reads})"
+            )
+        reference = build_reference(policy, settings, cache / "reference", rank, resolved.recipe.training.precision)
+        if reference is None:
+            raise ConfigError(f"references.{name}.kind is 'none'; leave references.{name} out instead")
+        built[name] = reference
+    return built
 
 
 def teach(resolved: Resolved) -> str:

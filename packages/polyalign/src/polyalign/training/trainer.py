@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,11 @@ class Trainer:
         folder: Path,
         judges: Judges | None = None,
         demonstrations: ExampleSource | None = None,
+        further_references: Mapping[str, Reference] | None = None,
     ) -> None:
         self.recipe, self.config, self.folder = recipe, recipe.training, folder
         self.policy, self.objective, self.reference = policy, objective, reference
+        self.further_references = dict(further_references or {})
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # unless told, accelerate does not join processes that have no GPU
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # heads that one step leaves out
@@ -103,7 +106,7 @@ class Trainer:
             if held_out is not None and not self.rollouts
             else []
         )
-        self.loss = WindowLoss(self.wrapped, reference, objective, self.device, self.config.precision)
+        self.loss = WindowLoss(self.wrapped, reference, objective, self.device, self.config.precision, self.further_references)
 
     def train(self, resume: bool = False) -> Trained:
         """Run to ``training.steps``. With ``resume``, go on from the newest whole checkpoint, if there is one."""
@@ -267,8 +270,9 @@ class Trainer:
             if best is None or (value > best if settings.best_is == "max" else value < best):
                 progress["best"], progress["best_step"] = value, step
         folder = self.folder / "checkpoints"
-        if isinstance(self.reference, CachedScores):
-            self.reference.save()
+        for reference in (self.reference, *self.further_references.values()):
+            if isinstance(reference, CachedScores):
+                reference.save()
         if self.rollouts is not None:
             progress["rewards"] = self.rollouts.judges.state()
         checkpoint.save(self.state, folder / f"step-{step:06d}", self.main)

@@ -80,7 +80,7 @@ def processes() -> int:
 
 
 class WindowLoss:
-    """Scores windows with one policy, reference and objective."""
+    """Scores windows with one policy, reference and objective. ``further``: references besides, by name."""
 
     def __init__(
         self,
@@ -89,7 +89,9 @@ class WindowLoss:
         objective: Objective,
         device: torch.device | str,
         precision: Literal["fp32", "bf16"] = "fp32",
+        further: Mapping[str, Reference] | None = None,
     ) -> None:
+        self.further = dict(further or {})
         self.score, self.reference, self.objective = score, reference, objective
         self.device, self.precision = torch.device(device), precision
         self.needs_reference = "reference" in objective.needs
@@ -196,7 +198,8 @@ class WindowLoss:
         if not self.needs_reference or self.reference is None:
             return {}
         wants = self.objective.reference_wants
-        return {"reference": self.reference(batch, wants) if wants else self.reference(batch)}
+        named = {"reference": self.reference} | self.further
+        return {name: reference(batch, wants) if wants else reference(batch) for name, reference in named.items()}
 
     def _metrics(self, scores: Scores, references: Mapping[str, Scores], micro: MicroBatch) -> dict[str, Term]:
         with torch.no_grad():

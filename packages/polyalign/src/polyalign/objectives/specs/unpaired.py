@@ -24,4 +24,14 @@ OBJECTIVES: tuple[ObjectiveSpec, ...] = (
         view="unpaired",
         unsupported={"continuous": "a density of continuous actions can exceed 1 and then has no 1 - p; use apo_zero_unpaired"},
     ),
+    ObjectiveSpec(
+        name="d2o",
+        summary="Distributional Dispreference Optimization: a bad response against the policy's own answers, taken together",
+        target="polyalign.objectives.d2o:D2O",
+        config="polyalign.objectives.d2o_config:D2OConfig",
+        source="Duan et al. 2024, arXiv 2403.03419",
+        needs=("reference", "edges"),
+        scope="group",
+        view="self_samples",
+    ),
 )
