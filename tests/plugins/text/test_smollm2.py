@@ -12,7 +12,7 @@ import torch
 from polyalign.config import load_recipe
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message, TextPart
-from polyalign.training.run import train
+from polyalign.training.run import datasets, train
 from polyalign_text.config import TextConfig
 from polyalign_text.policy import TextPolicy, build
 
@@ -68,3 +68,46 @@ def test_a_few_steps_of_the_recipe_raise_the_held_out_margin(
     trained = build(TextConfig(base=str(run.folder / "model"), max_length=256, max_response=64))
     (rollout,) = trained.generate([FRANCE], temperature=0, max_new_tokens=16)
     assert rollout.output.strip()
+
+
+def test_dckd_moves_the_real_model_towards_a_tuned_teachers_margin(
+    asset: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher is the model itself after sixteen steps of DPO; the student starts where the teacher did, and reads its store.
+
+    Margins are means of log-probabilities of better less worse answers over 16 pairs that both have trained on.
+    """
+    started = str(asset("smollm2"))
+    monkeypatch.setenv("POLYALIGN_CACHE", str(tmp_path / "cache"))
+    few = [
+        f"policy.base={started}",
+        "training.steps=16",
+        "training.batch_size=4",
+        "report.prompts=0",
+        "data.train.0.limit=16",
+        "data.eval=[]",
+    ]
+    rate = ["learning_rate=2e-4", "schedule=constant", "warmup_steps=0"]
+    few += [f"training.optimizer.{setting}" for setting in rate]
+    tuned = train(load_recipe("text/dpo-smollm2", few), tmp_path / "teacher")
+    sizes = "max_length: 256, max_response: 128"
+    taught = f"{{name: dckd, nll_weight: 0, teacher: {{policy: {{name: text, base: '{tuned.folder / 'model'}', {sizes}}}}}}}"
+    recipe = load_recipe("text/dpo-smollm2", [*few, f"objective={taught}"])
+    student = train(recipe, tmp_path / "student")
+
+    store = json.loads(next((tmp_path / "cache" / "teachers").glob("*/store.json")).read_text())
+    assert (store["vocabulary"], store["top_k"]) == (49152, 128)
+
+    data, _ = datasets(recipe)
+    samples = [sample for index in range(len(data)) for sample in data[index].samples]
+
+    def margin(folder: str) -> float:
+        policy = build(TextConfig(base=folder, max_length=256, max_response=128))
+        with torch.no_grad():
+            values = torch.cat([policy(policy.collate(samples[at : at + 8])).reduced()[:, 0] for at in range(0, len(samples), 8)])
+        return float((values[::2] - values[1::2]).mean())
+
+    start, goal, found = map(margin, (started, str(tuned.folder / "model"), str(student.folder / "model")))
+    print(f"margin: start {start:.2f}, teacher {goal:.2f}, student {found:.2f}")
+    assert goal > start + 2
+    assert found - start > 0.3 * (goal - start)
