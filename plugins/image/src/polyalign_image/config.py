@@ -40,6 +40,12 @@ class AlignmentLevelsConfig(VisionLanguageConfig):
         return self
 
 
+def _known_colour(value: str) -> str:
+    if value not in PALETTE:
+        raise ValueError(f"unknown colour {value!r}; known: {', '.join(PALETTE)}")
+    return value
+
+
 class ClipConfig(Config):
     """``model``: a folder, ``zoo:NAME`` or a model hub id, in the layout of transformers or of open_clip."""
 
@@ -82,9 +88,7 @@ class TintConfig(Config):
     @field_validator("colour")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in PALETTE:
-            raise ValueError(f"unknown colour {value!r}; known: {', '.join(PALETTE)}")
-        return value
+        return None if value is None else _known_colour(value)
 
 
 class ColourRuleConfig(TintConfig):
@@ -92,6 +96,40 @@ class ColourRuleConfig(TintConfig):
 
     no_colour_named: float = Field(0.5, ge=0, le=1, description="the reward where the prompt names no colour")
     ignore_white: bool = Field(True, description="leave the white background out of the share, unless white is asked for")
+
+
+class ImageSizeConfig(Config):
+    """Limits in pixels, and the ratio of width to height; at least one of them."""
+
+    min_width: int | None = Field(None, gt=0)
+    max_width: int | None = Field(None, gt=0)
+    min_height: int | None = Field(None, gt=0)
+    max_height: int | None = Field(None, gt=0)
+    ratio: float | None = Field(None, gt=0, description="width / height")
+    ratio_tolerance: float = Field(0.01, ge=0, description="share by which the ratio may be off")
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> ImageSizeConfig:
+        limits = (self.min_width, self.max_width, self.min_height, self.max_height, self.ratio)
+        if all(limit is None for limit in limits):
+            raise ValueError("give at least one of min_width, max_width, min_height, max_height and ratio")
+        return self
+
+
+class DominantColourConfig(Config):
+    colour: str = Field(description=f"one of {', '.join(PALETTE)}")
+    share: float = Field(0.0, ge=0, le=1, description="the least share of the picture")
+    thing: bool = Field(False, description="leave out a white background, and measure the thing before it")
+
+    @field_validator("colour")
+    @classmethod
+    def _in_palette(cls, value: str) -> str:
+        return _known_colour(value)
+
+
+class OcrTextConfig(Config):
+    text: str | None = Field(None, min_length=1, description="what should be read; none: what the prompt has in quotation marks")
+    shorter_side: int = Field(256, gt=0, description="smaller pictures are scaled up to this many pixels before reading")
 
 
 class StyleRateConfig(Config):

@@ -111,6 +111,31 @@ def polyalign_rewards() -> list[RewardSpec]:
             target="polyalign_image.colours:ColourRule",
             config="polyalign_image.config:ColourRuleConfig",
             inputs=("text", "image"),
+            rule=True,
+        ),
+        RewardSpec(
+            name="image_size",
+            summary="A picture's width, height and their ratio are within limits",
+            target="polyalign_image.verifiers:ImageSize",
+            config="polyalign_image.config:ImageSizeConfig",
+            inputs=("image",),
+            rule=True,
+        ),
+        RewardSpec(
+            name="dominant_colour",
+            summary="A colour covers more of a picture than any other",
+            target="polyalign_image.verifiers:DominantColour",
+            config="polyalign_image.config:DominantColourConfig",
+            inputs=("image",),
+            rule=True,
+        ),
+        RewardSpec(
+            name="ocr_text",
+            summary="How much of a given text can be read in a picture (needs polyalign-image[ocr])",
+            target="polyalign_image.verifiers:OcrText",
+            config="polyalign_image.config:OcrTextConfig",
+            inputs=("text", "image"),
+            rule=True,
         ),
     ]
 
