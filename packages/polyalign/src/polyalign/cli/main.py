@@ -89,6 +89,12 @@ def sample(
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples per prompt")] = 1,
     seed: Annotated[int, typer.Option(help="the same seed gives the same samples")] = 0,
     out: Annotated[Path | None, typer.Option(help="where samples are written; default: samples/ in the run folder")] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="write the recipe's training records there (.jsonl) with the samples as candidates")
+    ] = None,
+    prefix: Annotated[
+        list[str] | None, typer.Option(help="with --records: said before the prompt, not recorded; repeatable, in turns")
+    ] = None,
 ) -> None:
     """Generate from a run's model, or a recipe's base model."""
     from polyalign.config import load_recipe
@@ -96,6 +102,13 @@ def sample(
 
     resolved = load_recipe(source, overrides or [])
     asked = run.prompts_of(prompt or [], media or [])
+    if records is not None:
+        typer.echo(
+            run.sample_records(
+                resolved, _run_folder(source), records, prompts=asked, count=number, seed=seed, prefixes=prefix or []
+            )
+        )
+        return
     typer.echo(run.sample(resolved, _run_folder(source), prompts=asked, samples_per_prompt=number, seed=seed, out=out))
 
 

@@ -12,6 +12,7 @@ import torch
 
 from polyalign.cache import cache_folder
 from polyalign.errors import TrainingError
+from polyalign.evaluation import self_samples
 from polyalign.evaluation.intervals import bootstrap
 from polyalign.plugins.registry import registry
 from polyalign.policies.base import Policy
@@ -61,6 +62,28 @@ def sample(
             path.write_bytes(response.data)
             lines.append(f"{response.prompt_text!r}: {path}")
     return "\n".join(lines)
+
+
+def sample_records(
+    resolved: Resolved,
+    folder: Path | None,
+    target: Path,
+    *,
+    prompts: Sequence[Prompt] = (),
+    count: int = 1,
+    seed: int = 0,
+    prefixes: Sequence[str] = (),
+) -> str:
+    """Answer the recipe's training records (or the prompts), ``count`` times each, into the records ``target``; return a line
+    about it. See `self_samples.write`."""
+    policy, _ = build(resolved)
+    step = _load(policy, folder)
+    data = resolved.recipe.data
+    found = self_samples.asked(prompts) if prompts else self_samples.records_in(data.train, data.tags)
+    maker = f"{folder.name if folder else resolved.recipe.name} step {step}"
+    decoding = resolved.recipe.report.decoding
+    written = self_samples.write(policy, found, target, count=count, seed=seed, prefixes=prefixes, maker=maker, decoding=decoding)
+    return f"{target}: {written} records, {count} answers to each prompt (producer 'self:{maker}')"
 
 
 def prompts_of(texts: Sequence[str], files: Sequence[Path]) -> list[Prompt]:
