@@ -66,4 +66,14 @@ def polyalign_recipes() -> list[RecipeSpec]:
             summary="InstructEngine grids on a tiny flow transformer: two instructions x two pictures per example",
             target="polyalign_text_to_image:recipes/instruct-engine-emoji.yaml",
         ),
+        RecipeSpec(
+            name="text-to-image/grpo-colour",
+            summary="Flow-GRPO on a tiny flow transformer: faces in orange, by a rule that names the colours of pixels",
+            target="polyalign_text_to_image:recipes/grpo-colour.yaml",
+        ),
+        RecipeSpec(
+            name="text-to-image/nft-colour",
+            summary="DiffusionNFT on a tiny flow transformer: faces in orange, by a rule that names the colours of pixels",
+            target="polyalign_text_to_image:recipes/nft-colour.yaml",
+        ),
     ]
