@@ -5,6 +5,7 @@
     python3 tools/dev.py test [--slow] [...]  run the tests; other arguments go to pytest
     python3 tools/dev.py check                ruff, ruff format --check, mypy
     python3 tools/dev.py install              make .venv and install the tested libraries and every member, editable
+    python3 tools/dev.py proof [NAME]         show that a method learns: at most 10 minutes, numbers to docs/proofs; --smoke: 30 s
     python3 tools/dev.py bench|zoo|data NAME  run a benchmark, train a zoo model, build a data set; without NAME: list them
 
 Every command installs first. A stamp in .venv remembers what was installed, so the second time costs nothing.
@@ -188,13 +189,15 @@ def main(arguments: list[str]) -> int:
         commands.add_parser(name, allow_abbrev=False)
     tests = commands.add_parser("test", allow_abbrev=False)
     tests.add_argument("--slow", action="store_true", help="also run the slow tests; installs the assets they need")
-    for name in ("bench", "zoo", "data"):
+    for name in ("bench", "zoo", "data", "proof"):
         commands.add_parser(name, allow_abbrev=False).add_argument("name", nargs="?")
     options, extra = parser.parse_known_args(arguments)
     if options.command in ("install", "check") and extra:
         parser.error(f"{options.command} takes no arguments, got {shlex.join(extra)}")
     if options.command == "bench":
         return script("bench", "benchmarks", "", options.name, extra)
+    if options.command == "proof":
+        return script("proof", "proofs", "", options.name, extra)
     if options.command == "zoo":
         return script("zoo", "builders", "train_", options.name, extra)
     if options.command == "data":
