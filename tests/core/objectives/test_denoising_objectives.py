@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
+from toys.records import grid as prompts_and_responses
 from toys.scored import example, feedback_of, gradient, grid, loss_of, pair, scores_of, terms_of
 
 from polyalign.objectives.config import DPOConfig, KTOConfig
@@ -23,6 +24,8 @@ from polyalign.objectives.reward_weighted import RWR
 from polyalign.objectives.weighted_sum import WeightedSum
 from polyalign.policies.base import Kind, Scores
 from polyalign.records.samples import Edge, Rated
+from polyalign.records.schema import Comparison
+from polyalign.records.views import VIEWS
 
 BETTER, WORSE = (0.4, 0.8), (1.0, 0.6)
 BETTER_REFERENCE, WORSE_REFERENCE = (0.6, 0.6), (0.8, 0.8)
@@ -178,6 +181,13 @@ def test_tdpo_is_dpo_on_the_columns_alone():
     assert loss.item() == pytest.approx(expected, abs=1e-9)
     rows_only = loss_of(DPO(DPOConfig(beta=5.0)), errors(*now), errors(*then), feedback_of(grid()))
     assert abs(loss.item() - rows_only.item()) > 1e-3
+
+
+def test_tdpo_learns_from_records_of_one_response_under_two_prompts_in_the_pairs_view():
+    record = prompts_and_responses("r", [("fits", "y"), ("does not", "y")], Comparison(ranking=(0, 1)))
+    feedback = feedback_of(*VIEWS["pairs"](record, None))
+    terms = terms_of(TDPO(TDPOConfig(beta=5.0)), errors((0.4,), (0.9,)), errors((0.5,), (0.5,)), feedback)
+    assert (terms["preference"].sum.item(), terms["preference"].weight.item()) == (pytest.approx(nll(5 * 0.25)), 1.0)
 
 
 def test_tdpo_has_nothing_to_learn_from_pairs_of_responses():

@@ -176,6 +176,22 @@ def test_ratings_and_segments_come_along_with_their_sample() -> None:
     assert example.segments == (Labelled(0, 1.0, 2.5, "seconds", -1.0),)
 
 
+def test_rated_gives_each_response_with_a_rating_or_a_labelled_stretch_once_good_or_bad() -> None:
+    """Two ratings of candidate 2 are one example; 1 has a segment only; 3 is compared and not rated."""
+    feedback = (
+        Rating(candidate=2, value=1, scale=(1, 5)),
+        Rating(candidate=2, value=5, scale=(1, 5), aspect="style"),
+        Rating(candidate=0, value=4, scale=(1, 5)),
+        Segment(candidate=1, start=0, end=2, unit="tokens", value=-1),
+        ranked(3, 0),
+    )
+    examples = VIEWS["rated"](plain("r", "p", *"abcd", feedback=feedback), None)
+    assert [answers(example) for example in examples] == [["a"], ["b"], ["c"]]
+    assert [example.ratings for example in examples] == [(Rated(0, 0.75),), (), (Rated(0, 0.0), Rated(0, 1.0, "style"))]
+    assert examples[1].segments == (Labelled(0, 0, 2, "tokens", -1),)
+    assert not any(example.edges for example in examples)
+
+
 def test_conditions_of_the_record_hold_for_candidates_unless_they_say_otherwise() -> None:
     record = Record(
         id="r",
