@@ -167,7 +167,7 @@ class Normalised(Nested):
             mean, std = np.full_like(value, self.config.mean), np.full_like(value, self.config.std)
         varies = std > CONSTANT * np.maximum(np.abs(value), np.abs(mean))
         divided = (value - mean if self.config.centre else value) / np.where(varies, std, 1.0)
-        scaled = np.where(varies, divided, 0.0 if self.config.centre else value)
+        scaled: np.ndarray = np.where(varies, divided, 0.0 if self.config.centre else value)
         return scaled if self.config.clip is None else scaled.clip(-self.config.clip, self.config.clip)
 
     def _of_siblings(self, value: np.ndarray, items: Sequence[Judged]) -> tuple[np.ndarray, np.ndarray]:

@@ -93,7 +93,9 @@ class RewardModelReward(Reward):
         kinds = sorted(self.inputs - {"text"})
         if len(kinds) != 1:
             reads = " and ".join(sorted(self.inputs)) or "nothing"
-            raise RewardError(f"reward {self.name!r} got a {type(output).__name__}, but the model in {self.config.run!r} reads {reads}")
+            raise RewardError(
+                f"reward {self.name!r} got a {type(output).__name__}, but the model in {self.config.run!r} reads {reads}"
+            )
         spec = registry().get("modalities", kinds[0])
         assert isinstance(spec, ModalitySpec)
         data = spec.load()().encode(output, spec.mimes[0])

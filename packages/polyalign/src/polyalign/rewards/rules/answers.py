@@ -125,7 +125,7 @@ class ExactAnswer(TextVerifier):
         """Return the number or letter in what was given, its first or last; a text is taken whole."""
         if kind == "number":
             found = NUMBER.findall(given.replace("−", "-")[-100_000:])
-            return (found[0] if first else found[-1]) if found else None
+            return str(found[0] if first else found[-1]) if found else None
         if kind == "letter":
             return self._chosen(given, first)
         return given
@@ -144,5 +144,5 @@ class ExactAnswer(TextVerifier):
         # "(B)" or "B)" or "B." is a choice wherever it stands; a bare letter is one unless a word follows ("A dog")
         for pattern in (rf"\(([{choices}])\)", rf"(?<!\w)([{choices}])[.):](?!\w)", rf"(?<!\w)([{choices}])(?![\w'’]|\s+[a-z])"):
             if found := re.findall(pattern, text):
-                return found[0] if first else found[-1]
+                return str(found[0] if first else found[-1])
         return None

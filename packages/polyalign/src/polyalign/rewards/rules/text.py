@@ -157,8 +157,8 @@ def _refuse(constant: str) -> Any:
 def _schema_check(schema: dict[str, Any]) -> Callable[[Any], bool]:
     """Return a test of a value against a JSON Schema. References to other documents are not fetched."""
     try:
-        from jsonschema import SchemaError
-        from jsonschema.validators import validator_for
+        from jsonschema import SchemaError  # type: ignore[import-untyped]
+        from jsonschema.validators import validator_for  # type: ignore[import-untyped]
         from referencing import Registry
         from referencing.exceptions import Unresolvable
     except ImportError as error:
