@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyalign.objectives.base import MISMATCH, RESPONSE, FeedbackTensors, Objective, Term, averaged
+from polyalign.objectives.base import MISMATCH, RESPONSE, FeedbackTensors, Objective, Scope, Term, averaged
 from polyalign.objectives.config import KTOConfig
 from polyalign.objectives.margins import log_ratios, over_draws, real_draws, scale_per_kind
 from polyalign.policies.base import Scores
@@ -41,8 +41,8 @@ class KTO(Objective):
     """
 
     needs = frozenset({"reference", "labels"})
-    scope = "batch"
-    statistic_names = ("mismatched", "labelled", "mismatched_share")
+    scope: Scope = "batch"
+    statistic_names: tuple[str, ...] = ("mismatched", "labelled", "mismatched_share")
 
     def __init__(self, config: KTOConfig | None = None) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ from polyalign.objectives.config import (
 Link = Callable[[Tensor, Tensor, Any], Tensor]
 
 
-def smoothed_sigmoid(z: Tensor, smoothing: float) -> Tensor:
+def smoothed_sigmoid(z: Tensor, smoothing: float | Tensor) -> Tensor:
     """Return ``-(1 - e) log sigma(z) - e log sigma(-z)``: DPO, with e > 0 cDPO (Mitchell 2023)."""
     return -(1 - smoothing) * F.logsigmoid(z) - smoothing * F.logsigmoid(-z)
 

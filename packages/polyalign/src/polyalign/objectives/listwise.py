@@ -167,9 +167,9 @@ class Lists:
                 by_size.setdefault(listed.count(rank), []).append((row, listed.index(rank), rank))
         found = []
         for size, tiers in by_size.items():
-            row, first, rank = torch.tensor(tiers, device=self.ranks.device).unbind(1)
+            rows, first, worst = torch.tensor(tiers, device=self.ranks.device).unbind(1)
             columns = first[:, None] + torch.arange(size, device=first.device)
-            found.append((row, columns, (self.ranks[row] > rank[:, None]) & self.real[row]))
+            found.append((rows, columns, (self.ranks[rows] > worst[:, None]) & self.real[rows]))
         return found
 
 

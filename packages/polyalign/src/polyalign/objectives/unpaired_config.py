@@ -10,7 +10,6 @@ from polyalign.objectives.config import ObjectiveConfig
 
 
 class APOZeroUnpairedConfig(ObjectiveConfig):
-    utility: ClassVar[str] = "kahneman_tversky"
     kl: ClassVar[str] = "none"
     utility: ClassVar[str] = "kahneman_tversky"
     beta: float = Field(default=0.1, gt=0, description="about 0.1 for summed tokens, 1000 to 5000 for mean denoising errors")
