@@ -48,6 +48,21 @@ def polyalign_recipes() -> Iterable[RecipeSpec]:
             target="polyalign_text:recipes/dpo-smollm2.yaml",
         ),
         RecipeSpec(
+            name="text/grpo-smollm2",
+            summary="GRPO on instructions that a rule checks, with the real SmolLM2-135M, LoRA",
+            target="polyalign_text:recipes/grpo-smollm2.yaml",
+        ),
+        RecipeSpec(
+            name="text/rloo-smollm2",
+            summary="RLOO on instructions that a rule checks, with the real SmolLM2-135M, LoRA",
+            target="polyalign_text:recipes/rloo-smollm2.yaml",
+        ),
+        RecipeSpec(
+            name="text/ppo-max-smollm2",
+            summary="PPO-max on instructions that a rule checks, with the real SmolLM2-135M, LoRA and a value head",
+            target="polyalign_text:recipes/ppo-max-smollm2.yaml",
+        ),
+        RecipeSpec(
             name="text/meet-modules",
             summary="MEET's first stage: a soft prompt for good and one for bad answers, SmolLM2-135M frozen",
             target="polyalign_text:recipes/meet-modules.yaml",
