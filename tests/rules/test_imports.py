@@ -22,7 +22,7 @@ LAYERS = (
     {"training.config", "slots"},
     {"policies", "rewards", "objectives", "encoders"},
     {"evaluation"},
-    {"config", "cells", "recipe_help", "recipe_text", "training", "launch", "evaluation.run"},
+    {"config", "cells", "recipe_help", "recipe_text", "training", "launch", "evaluation.run", "evaluation.self_samples"},
     {"cli"},
 )
 
