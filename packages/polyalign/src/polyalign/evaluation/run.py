@@ -14,6 +14,8 @@ from polyalign.cache import cache_folder
 from polyalign.errors import TrainingError
 from polyalign.evaluation import self_samples
 from polyalign.evaluation.intervals import bootstrap
+from polyalign.evaluation.reward_models import preferences, trust
+from polyalign.objectives.reward_modeling.saved import load_head, reward_model_in
 from polyalign.plugins.registry import registry
 from polyalign.policies.base import Policy
 from polyalign.policies.reference import build_reference
@@ -121,6 +123,16 @@ def score(resolved: Resolved, folder: Path | None, *, out: Path | None = None) -
     train_set, held_out = datasets(resolved)
     data = held_out or train_set
     policy.prepare(all_samples(data), cache_folder())
+    if (head := reward_model_in(objective)) is objective and head is not None:
+        if folder is None:
+            raise TrainingError("an untrained reward model gives every response the same score: give a run folder")
+        _load(policy.eval(), folder)
+        load_head(head, folder / "model")
+        head.to(next((parameter.device for parameter in policy.parameters()), torch.device("cpu")))
+        found = preferences(head, policy, [data[index] for index in range(len(data))])
+        if out:
+            write_text(out, "".join(json.dumps(vars(one)) + "\n" for one in found))
+        return "\n".join(trust(found).lines()) if found else "nothing compares two responses here"
     uses_reference = "reference" in objective.needs and folder is not None
     settings = resolved.recipe.reference.model_copy(update={"cache": False})
     reference = build_reference(policy, settings, cache_folder()) if uses_reference else None

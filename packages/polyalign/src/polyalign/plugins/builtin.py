@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import ImporterSpec, ObjectiveSpec, RewardSpec
+from polyalign.plugins.specs import EncoderSpec, ImporterSpec, ObjectiveSpec, PolicySpec, RewardSpec
 
 
 @hookimpl
@@ -13,6 +13,36 @@ def polyalign_objectives() -> Iterable[ObjectiveSpec]:
     from polyalign.objectives.specs import OBJECTIVES
 
     return OBJECTIVES
+
+
+@hookimpl
+def polyalign_policies() -> Iterable[PolicySpec]:
+    return (
+        PolicySpec(
+            name="encoder-features",
+            summary="No model that generates: features of a frozen encoder, for reward models to put a head on",
+            target="polyalign.policies.encoder_features:build",
+            config="polyalign.policies.encoder_features_config:EncoderFeaturesConfig",
+            requires=("torch",),
+            family="features",
+            inputs=("text", "image", "audio", "video"),
+            provides=("hidden", "prompt_hidden"),
+            fixture="polyalign.policies.encoder_features_fixture:fixture",
+        ),
+    )
+
+
+@hookimpl
+def polyalign_encoders() -> Iterable[EncoderSpec]:
+    return (
+        EncoderSpec(
+            name="hashed-words",
+            summary="Counts of words and pairs of words, hashed into a fixed number of columns; needs no weights",
+            target="polyalign.policies.hashed_words:HashedWords",
+            config="polyalign.policies.encoder_features_config:HashedWordsConfig",
+            inputs=("text",),
+        ),
+    )
 
 
 @hookimpl

@@ -172,4 +172,13 @@ JUDGES: tuple[RewardSpec, ...] = (
     ),
 )
 
-REWARDS: tuple[RewardSpec, ...] = (*COMBINED, *RULES, *JUDGES)
+LEARNT: tuple[RewardSpec, ...] = (
+    RewardSpec(
+        name="reward_model",
+        summary="A reward model that a run of ours has trained, on any policy's or encoder's features",
+        target="polyalign.rewards.reward_model:RewardModelReward",
+        config="polyalign.rewards.reward_model_config:RewardModelRewardConfig",
+    ),
+)
+
+REWARDS: tuple[RewardSpec, ...] = (*COMBINED, *RULES, *JUDGES, *LEARNT)

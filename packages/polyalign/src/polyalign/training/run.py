@@ -15,6 +15,8 @@ import torch
 
 from polyalign.cache import cache_folder
 from polyalign.errors import ConfigError, PolyalignError, TrainingError
+from polyalign.evaluation.reward_models import preferences, trust
+from polyalign.objectives.reward_modeling.saved import reward_model_in, save_head
 from polyalign.policies.reference import Reference, build_reference
 from polyalign.records.atomic import write_text
 from polyalign.records.dataset import ExampleDataset
@@ -90,7 +92,8 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
     shown = recipe.online.demonstrations if recipe.online else ()
     demonstrations = ExampleDataset(shown, "sft", max_skipped=recipe.data.max_skipped) if shown else None
     policy.prepare(all_samples(train_set, held_out, demonstrations), cache)
-    prompts = report_prompts(resolved, train_set, held_out)
+    head = reward_model_in(objective)
+    prompts = report_prompts(resolved, train_set, held_out) if head is not objective else []  # it judges and answers nothing
     rank = int(os.environ.get("RANK", "0"))
     main = rank == 0
     rewards, evaluators = judges(resolved) if prompts and main else ({}, [])  # now: a judge that is missing costs nothing yet
@@ -110,6 +113,13 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
         trainer.state.average.swap()
     if main:
         policy.save(out / "model")
+    if head is not None and main:
+        save_head(head, out / "model")
+        policy.eval()
+        data = held_out or train_set
+        found = preferences(head, policy, [data[index] for index in range(len(data))])
+        if found:
+            write_text(out / "reward_model.json", json.dumps(trust(found).as_json(), indent=1))
     judgements: list[Judgement] = []
     after: list[Response] = []
     if prompts and main:

@@ -52,6 +52,9 @@ class Aspects(RewardModel):
             raise TrainingError(f"the reward model knows no aspect {reader.aspect!r}.{known}")
         return values[:, self.aspects.index(reader.aspect)]
 
+    def parts(self, scores: Scores) -> dict[str, Tensor]:
+        return dict(zip(self.aspects, self.scaled(self.columns(scores)).unbind(1), strict=True))
+
     def scaled(self, columns: Tensor) -> Tensor:
         """Return what columns of the head are worth as rewards."""
         return columns

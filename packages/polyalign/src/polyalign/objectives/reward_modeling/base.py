@@ -97,6 +97,10 @@ class RewardModel(Objective):
         """Return one reward per sample, ``[N]``; higher is better."""
         raise NotImplementedError
 
+    def parts(self, scores: Scores) -> dict[str, Tensor]:
+        """Return numbers that a reward is made of, ``[N]`` each by name; empty for most."""
+        return {}
+
     def head_margins(self, scores: Scores, edges: Edges) -> Tensor:
         """Return reward of better minus worse, ``[E]``, as the edge's annotator and aspect have it."""
         rewards = self.rewards(scores)

@@ -218,6 +218,9 @@ class HPSv3(RewardModel):
     def rewards(self, scores: Scores, reader: Reader = ANYBODY) -> Tensor:
         return self.gaussians(scores)[0]
 
+    def parts(self, scores: Scores) -> dict[str, Tensor]:
+        return dict(zip(("mean", "deviation"), self.gaussians(scores), strict=True))
+
     def expected_loss(self, mean: Tensor, deviation: Tensor) -> Tensor:
         """Return ``-E log sigma(z)`` for Gaussian z, elementwise."""
         z = mean[..., None] + deviation[..., None] * self.nodes
