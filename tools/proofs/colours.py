@@ -20,7 +20,7 @@ SMOKE = ("report.samples_per_prompt=1", "training.eval_batches=1", "online.sampl
 
 def proved(name: str, recipe: str, method: str, smoke: bool) -> None:
     """Run the shipped recipe as it is (a smoke run: one round of a few drawings) and settle the claim."""
-    claim = f"{method} raises the share of orange by {LEAST_GAIN} or more, in drawings from noise that it was not trained on"
+    claim = f"{method} raises the share of blue by {LEAST_GAIN} or more, in drawings from noise that it was not trained on"
     proof = Proof(name, claim, smoke)
     with tempfile.TemporaryDirectory() as place:
         resolved = load_recipe(recipe, SMOKE if smoke else ())

@@ -1,4 +1,4 @@
-"""Flow-GRPO: a rule that names the colours of pixels makes a small flow transformer draw in orange."""
+"""Flow-GRPO: a rule that names the colours of pixels makes a small flow transformer draw in blue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DiffusionNFT: a rule that names the colours of pixels makes a small flow transformer draw in orange."""
+"""DiffusionNFT: a rule that names the colours of pixels makes a small flow transformer draw in blue."""
 
 from __future__ import annotations
 

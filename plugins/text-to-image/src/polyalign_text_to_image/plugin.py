@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import ImporterSpec, PolicySpec, RecipeSpec
+from polyalign.plugins.specs import DatasetSpec, ImporterSpec, PolicySpec, RecipeSpec
 
 
 @hookimpl
@@ -54,6 +54,18 @@ def polyalign_importers() -> list[ImporterSpec]:
 
 
 @hookimpl
+def polyalign_datasets() -> list[DatasetSpec]:
+    return [
+        DatasetSpec(
+            name="two-coloured",
+            summary="four prompts that zoo:tiny-sd draws in blue from some noise only; no pictures",
+            target="polyalign_text_to_image.shipped:two_coloured",
+            licence="CC0-1.0",
+        )
+    ]
+
+
+@hookimpl
 def polyalign_recipes() -> list[RecipeSpec]:
     return [
         RecipeSpec(
@@ -68,12 +80,12 @@ def polyalign_recipes() -> list[RecipeSpec]:
         ),
         RecipeSpec(
             name="text-to-image/grpo-colour",
-            summary="Flow-GRPO on a tiny flow transformer: faces in orange, by a rule that names the colours of pixels",
+            summary="Flow-GRPO on a tiny flow transformer: things in blue, by a rule that names the colours of pixels",
             target="polyalign_text_to_image:recipes/grpo-colour.yaml",
         ),
         RecipeSpec(
             name="text-to-image/nft-colour",
-            summary="DiffusionNFT on a tiny flow transformer: faces in orange, by a rule that names the colours of pixels",
+            summary="DiffusionNFT on a tiny flow transformer: things in blue, by a rule that names the colours of pixels",
             target="polyalign_text_to_image:recipes/nft-colour.yaml",
         ),
     ]
