@@ -18,7 +18,7 @@ from polyalign.randomness import keyed_seed
 class HashedWords(Encoder):
     """Each word (and pair of neighbours) adds +1 or -1 to one column, by its hash; rows are scaled to length 1.
 
-    Feature hashing (Weinberger et al. 2009, arXiv 0902.2206). Words are runs of letters and digits, lower-cased; an empty text is 0.
+    Feature hashing (Weinberger et al. 2009, arXiv 0902.2206). Words are runs of letters and digits, lower-cased.
     """
 
     name = "hashed-words"

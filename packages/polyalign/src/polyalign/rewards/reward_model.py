@@ -29,7 +29,7 @@ class RewardModelReward(Reward):
     """Scores responses with the model that a run of a reward-model objective left behind.
 
     ``annotator`` (PAL) and ``aspect`` say whose judgement and about what; unless told, the average annotator's and the weighted
-    sum. ``principles`` and ``negated`` (SALMON) go into every prompt as text, as they did in training. Aspects come with `evaluate`.
+    sum. ``principles`` and ``negated`` (SALMON) go into every prompt as text, as in training. Aspects come with `evaluate`.
     """
 
     name = "reward_model"
@@ -61,7 +61,7 @@ class RewardModelReward(Reward):
 
     def adapt(self, annotator: str, examples: Sequence[Example]) -> list[float]:
         """Learn how ``annotator`` judges from a few examples with comparisons (PAL), all else fixed; score as they would from now
-        on. Returns their weights of the prototypes. Raises `RewardError` for other models and for examples that compare nothing."""
+        on. Returns their weights of the prototypes. Raises `RewardError` for other models, and without comparisons."""
         from polyalign.objectives.base import FeedbackTensors
         from polyalign.objectives.margins import rows
 
