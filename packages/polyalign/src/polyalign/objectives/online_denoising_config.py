@@ -27,10 +27,12 @@ class DiffusionNFTConfig(Config):
 class AWMConfig(PolicyGradientConfig):
     """The policy gradient on denoising errors, with the error itself in place of a log-probability."""
 
-    scale: Scale = "batch"
+    scale: Scale = Field(
+        default="batch", description="divide advantages by a standard deviation: of the prompt's rewards, or of the whole round"
+    )
     beta: float = Field(default=2.0, gt=0, description="factor on a score, half a squared error: 2 is the matching loss itself")
     clip_low: float = Field(default=1e-4, ge=0, description="with mean errors, a ratio moves far less than a token's")
-    clip_high: float = Field(default=1e-4, gt=0)
+    clip_high: float = Field(default=1e-4, gt=0, description="the ratio counts up to 1 + clip_high")
     prediction_weight: float = Field(
         default=0.0, ge=0, description="price of leaving the reference's prediction: its mean squared distance"
     )
@@ -51,7 +53,7 @@ class RewardGradientConfig(Config):
     """``reward`` must be differentiable: one that implements ``on_tensors``."""
 
     reward: RewardSlot | None = Field(default=None, description="what is raised, {name, and its own options}; must be given")
-    sampler: SamplerConfig = SamplerConfig(steps=20)
+    sampler: SamplerConfig = Field(default=SamplerConfig(steps=20), description="how samples are drawn inside the step")
     ceiling: float | None = Field(
         default=None, description="reward from which a sample teaches nothing more: max(0, ceiling - r)"
     )
@@ -69,12 +71,12 @@ class DRaFTConfig(RewardGradientConfig):
 
 
 class ReFLConfig(RewardGradientConfig):
-    sampler: SamplerConfig = SamplerConfig(steps=40)
+    sampler: SamplerConfig = Field(default=SamplerConfig(steps=40), description="how samples are drawn up to where they stop")
     late: tuple[int, int] = Field(
         default=(30, 39), description="a sample stops at a step drawn from these, counted from 0, and is predicted from there"
     )
     ceiling: float | None = Field(default=2.0, description="2 is for ImageReward; none: no ceiling")
-    weight: float = Field(default=1e-3, gt=0)
+    weight: float = Field(default=1e-3, gt=0, description="factor on the loss")
 
     @model_validator(mode="after")
     def _fits(self) -> ReFLConfig:
