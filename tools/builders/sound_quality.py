@@ -44,7 +44,10 @@ def fetch(folder: Path) -> Path:
 
 
 def read(path: Path) -> tuple[list[str], Votes]:
-    """Return the names of the eight modes and every judgement. +1 prefers the first of a pair; pairs are (1,2), (1,3), (2,3) ..."""
+    """Return the names of the eight modes and every judgement.
+
+    +1 prefers the first of a pair; pairs come as (1, 2), (1, 3), (2, 3), (1, 4) ...
+    """
     import rdata
     from rdata.conversion import DEFAULT_CLASS_MAP
 

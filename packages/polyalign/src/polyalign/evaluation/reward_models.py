@@ -36,8 +36,9 @@ class Preference:
 class Trust:
     """``accuracy``: share of comparisons that the head orders right, a margin of 0 counting half. ``calibration_error``: expected
     gap between how sure it is and how often it is right (ECE, 10 bins, Naeini et al. 2015). ``length_slope``: reward per unit of
-    length, the least-squares slope through 0 of margins on differences in length. ``prefers_longer`` and ``longer_is_preferred``: how
-    often the head, and people, prefer the longer side where lengths differ. Intervals resample records (95 %)."""
+    length, the least-squares slope through 0 of margins on differences in length. ``prefers_longer`` and
+    ``longer_is_preferred``: how often the head, and people, prefer the longer side where lengths differ. Intervals resample
+    records (95 %)."""
 
     comparisons: int
     accuracy: Interval

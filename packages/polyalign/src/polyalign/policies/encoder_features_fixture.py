@@ -20,8 +20,8 @@ def fixture() -> PolicyFixture:
     records = [
         Record(
             id=f"pair-{number}",
-            prompt=prompt,  # type: ignore[arg-type]
-            candidates=(Candidate(parts=better), Candidate(parts=worse)),  # type: ignore[arg-type]
+            prompt=prompt,
+            candidates=(Candidate(parts=better), Candidate(parts=worse)),
             feedback=(Comparison(ranking=((0,), (1,))),),
         )
         for number, (prompt, better, worse) in enumerate(PAIRS)

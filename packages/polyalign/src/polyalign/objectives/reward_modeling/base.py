@@ -50,7 +50,7 @@ class Attachment:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Attachment:
-        return cls(**{name: dict(value) if name == "sizes" else tuple(value) for name, value in stored.items()})
+        return cls(dict(stored["sizes"]), *(tuple(stored[name]) for name in ("annotators", "compared", "rated")))
 
 
 @dataclass(frozen=True)

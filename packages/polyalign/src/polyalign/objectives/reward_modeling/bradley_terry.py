@@ -195,6 +195,8 @@ class HPSv3(RewardModel):
 
     # The rule converges geometrically: poles of log sigma lie pi / sd from the axis, so sd 14 (two sides of 10) wants h = 0.1.
     REACH, NODES = 8.0, 161
+    nodes: Tensor
+    node_weights: Tensor
     LARGEST_LOG_DEVIATION = math.log(10.0)
 
     def __init__(self, config: HPSv3Config | None = None) -> None:

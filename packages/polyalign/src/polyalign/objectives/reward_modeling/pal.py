@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,9 +74,9 @@ class PAL(RewardModel):
     def margins_under(self, scores: Scores, edges: Edges, weights: Tensor) -> Tensor:
         """Return reward of better minus worse, ``[E]``, under weights ``[E, K]``."""
         sides = torch.cat([edges.better, edges.worse])
-        chosen = Scores(
-            scores.log_probs[sides], scores.mask[sides], scores.kind[sides], {k: scores.extras[k][sides] for k in self.wants}
-        )  # type: ignore[arg-type]
+        features = {name: scores.extras[name][sides] for name in self.wants}
+        parts: dict[str, Any] = {name: getattr(scores, name)[sides] for name in ("log_probs", "mask", "kind")}
+        chosen = Scores(**parts, extras={name: scores.extras[name][sides] for name in self.wants})
         better, worse = self.rewards_of(chosen, weights.repeat(2, 1)).chunk(2)
         return better - worse
 
@@ -166,7 +167,8 @@ class PALA(PAL):
                 ideal = weights @ self.map(self.prototypes)
             case "mixture":
                 ideal = weights @ self.prototypes
-        return -torch.linalg.vector_norm(self.map(scores.extras["hidden"]) - ideal, dim=-1)
+        apart: Tensor = self.map(scores.extras["hidden"]) - ideal
+        return -torch.linalg.vector_norm(apart, dim=-1)
 
 
 class PALB(PAL):
