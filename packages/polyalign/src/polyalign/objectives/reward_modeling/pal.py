@@ -168,7 +168,7 @@ class PALA(PAL):
             case "mixture":
                 ideal = weights @ self.prototypes
         apart: Tensor = self.map(scores.extras["hidden"]) - ideal
-        return -torch.linalg.vector_norm(apart, dim=-1)
+        return -torch.linalg.vector_norm(apart, dim=-1)  # type: ignore[no-any-return]
 
 
 class PALB(PAL):
