@@ -74,7 +74,6 @@ class PAL(RewardModel):
     def margins_under(self, scores: Scores, edges: Edges, weights: Tensor) -> Tensor:
         """Return reward of better minus worse, ``[E]``, under weights ``[E, K]``."""
         sides = torch.cat([edges.better, edges.worse])
-        features = {name: scores.extras[name][sides] for name in self.wants}
         parts: dict[str, Any] = {name: getattr(scores, name)[sides] for name in ("log_probs", "mask", "kind")}
         chosen = Scores(**parts, extras={name: scores.extras[name][sides] for name in self.wants})
         better, worse = self.rewards_of(chosen, weights.repeat(2, 1)).chunk(2)
