@@ -8,11 +8,14 @@ has put together. The held-out reward, never trained on, is whether the sentence
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
+from polyalign.cache import cache_folder
 from polyalign.config import read_recipe
 from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.records.jsonl import write_jsonl
@@ -71,7 +74,17 @@ def run(recipe: dict[str, Any], out: Path) -> list[dict[str, Any]]:
 
 
 def imitated(folder: Path, steps: int) -> Path:
-    """Return a model that has learnt to tell of animals, by imitation."""
+    """Return a model that has learnt to tell of animals, by imitation. It is made once, and kept in the cache for other proofs."""
+    key = hashlib.sha256(Path(__file__).read_bytes() + str(steps).encode()).hexdigest()[:16]
+    kept = cache_folder() / "proofs" / f"animals-{key}"
+    if not kept.is_dir():
+        made = _imitating(folder, steps)
+        shutil.copytree(made, kept.with_suffix(".tmp"), dirs_exist_ok=True)
+        kept.with_suffix(".tmp").replace(kept)
+    return kept
+
+
+def _imitating(folder: Path, steps: int) -> Path:
     data = [{"path": str(folder / "data")}]
     recipe = {
         "name": "imitation",
