@@ -12,7 +12,6 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +110,11 @@ def accuracies(asked: Sequence[Addition], solutions: list[list[str]], scores: np
     return [float(answer == str(problem.answer)) for answer, problem in zip(chosen, asked, strict=True)]
 
 
-@cache
-def reward_model(run_folder: str) -> RewardModelReward:
-    return RewardModelReward(RewardModelRewardConfig(run=run_folder, batch_size=256))
-
-
-def judged_by(items: Sequence[Judged], run: str) -> list[float]:
-    """A reward: what the reward model that a run left behind gives each response."""
-    return reward_model(run).score(items)
-
-
 def scored(run_folder: Path, asked: Sequence[Addition], solutions: list[list[str]]) -> np.ndarray:
     """Return what the reward model of a run gives each solution, ``[problems, solutions]``."""
+    reward = RewardModelReward(RewardModelRewardConfig(run=str(run_folder), batch_size=256))
     items = [Judged(problem.prompt(), one) for problem, own in zip(asked, solutions, strict=True) for one in own]
-    return np.array(judged_by(items, str(run_folder))).reshape(len(asked), -1)
+    return np.array(reward.score(items)).reshape(len(asked), -1)
 
 
 def shown(interval: Interval) -> dict[str, float]:
@@ -152,7 +142,7 @@ def main() -> None:
             for number, problem in enumerate(problems(levels, 20_000 // few, "corpus"))
         ]
         sft = {"objective": {"name": "sft"}}
-        reader = trained("corpus", folder, untaught(folder / "untaught"), corpus, 4 if smoke else 1200, 3e-3, **sft)
+        reader = trained("corpus", folder, untaught(folder / "untaught"), corpus, 4 if smoke else 1000, 3e-3, **sft)
         generator = build(TextConfig.model_validate({**_options(), "base": str(reader / "model")}))
         attempts = sampled(generator, labelled, 4, seed=1)
         models = {}
@@ -161,7 +151,7 @@ def main() -> None:
             assert {record.conditions["difficulty"] for record in records} <= set(EASY), "a hard problem is among the labelled"
             aggregate = "product" if name == "process" else "last"
             goal = {"name": "process_reward", "aggregate": aggregate}
-            models[name] = trained(name, folder, reader / "model", records, 4 if smoke else 600, 1e-3, objective=goal)
+            models[name] = trained(name, folder, reader / "model", records, 4 if smoke else 300, 1e-3, objective=goal)
 
         solutions = sampled(generator, hard, 16, seed=2)
         constant = np.ones((len(hard), 16))
@@ -175,6 +165,7 @@ def main() -> None:
             "any_of_16": [float(max(row)) for row in alone(hard, solutions)],
         }
         found = {name: bootstrap(values) for name, values in chosen.items()}
+        print("\n".join(f"hard, {name}: {interval}" for name, interval in found.items()), flush=True)
 
         prompts = [solved(f"hard-{at}", problem, ["unknown"]) for at, problem in enumerate(unlabelled)]
         tuned_by = trained(
@@ -182,11 +173,11 @@ def main() -> None:
             folder,
             reader / "model",
             prompts,
-            2 if smoke else 60,
+            2 if smoke else 40,
             5e-4,
             objective={"name": "grpo", "kl_weight": 0.01},
             online={
-                "rewards": [{"name": f"{Path(__file__)}:judged_by", "options": {"run": str(models["process"])}}],
+                "rewards": [{"name": "reward_model", "run": str(models["process"])}],
                 "decoding": {"max_new_tokens": LINES, "batch_size": 512},
             },
             training={"batch_size": 16, "micro_batch_size": 16, "log_every": 10},
