@@ -74,7 +74,7 @@ def run(recipe: dict[str, Any], out: Path) -> list[dict[str, Any]]:
 
 
 def imitated(folder: Path, steps: int) -> Path:
-    """Return a model that has learnt to tell of animals, by imitation. It is made once, and kept in the cache for other proofs."""
+    """Return a model that has learnt to tell of animals, by imitation: made once, kept in the cache for other proofs."""
     key = hashlib.sha256(Path(__file__).read_bytes() + str(steps).encode()).hexdigest()[:16]
     kept = cache_folder() / "proofs" / f"animals-{key}"
     if not kept.is_dir():

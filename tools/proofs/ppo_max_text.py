@@ -8,7 +8,7 @@ from pathlib import Path
 import animals
 from ledger import Proof, options
 
-OBJECTIVE = {"name": "ppo_max", "kl_weight": 0.02, "value_warmup": 3, "value_weight": 0.5, "gae_lambda": 1.0}
+OBJECTIVE = {"name": "ppo_max", "kl_weight": 0.05, "value_warmup": 3, "gae_lambda": 1.0}
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         folder = Path(place)
         animals.write_data(folder / "data")
         base = animals.imitated(folder, 20 if smoke else 500)
-        rows = animals.rewarded(folder, base, OBJECTIVE, 2 if smoke else 160, {"minibatches": 1, "epochs": 2}, 8e-4)
+        rows = animals.rewarded(folder, base, OBJECTIVE, 2 if smoke else 160, {"minibatches": 1, "epochs": 2}, 5e-4)
     first, last = rows[0], rows[-1]
     (held_out,) = (name for name in first if "held_out" in name and not name.endswith("_std"))
     proof.settle(
