@@ -40,7 +40,8 @@ def load_model(kind: Any, what: str, folder: str, config: PretrainedConfig, devi
     if config.attention != "auto":
         options["attn_implementation"] = config.attention
     if config.quantize != "none":
-        return load(kind, what, folder, config, quantization_config=_quantization(config), device_map={"": device}, **options)
+        options |= {"quantization_config": _quantization(config), "device_map": {"": device}}
+        return _without_packing(load(kind, what, folder, config, **options))
     return load(kind, what, folder, config, **options).to(device)
 
 
@@ -68,6 +69,18 @@ def _quantization(config: PretrainedConfig) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
+
+
+def _without_packing(model: Any) -> Any:
+    """Return the model with 4-bit layers that keep one layout.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 packs a layer anew at its first pass without gradients; from then on no gradient
+    goes through it, in training neither, and nothing says so.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def within_context(config: AnyConfig, model: Any) -> AnyConfig:

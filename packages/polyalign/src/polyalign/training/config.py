@@ -13,6 +13,16 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """A class that only changes a setting's default keeps what its base says of the setting."""
+        silent = [(name, field) for name, field in cls.model_fields.items() if field.description is None]
+        for name, field in silent:
+            said = (base.model_fields[name].description for base in cls.__mro__[1:] if name in getattr(base, "model_fields", {}))
+            field.description = next(filter(None, said), None)
+        if any(field.description for _, field in silent):
+            cls.model_rebuild(force=True)
+
 
 class Slot(BaseModel):
     """A place for a plugin's thing: ``name`` picks it, the other keys are read by its own configuration class."""
