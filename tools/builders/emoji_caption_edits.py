@@ -143,7 +143,7 @@ def drop_or_add(picture: Picture, wrong: WrongValues) -> Edit:
 
 
 def noisy(picture: Picture, wrong: WrongValues, *key: str | int) -> tuple[int, str]:
-    """Return a number of attributes by ``NOISE``, and the true caption with so many of them made wrong: the same key, the same."""
+    """Return a number of attributes by ``NOISE``, and the true caption with so many of them made wrong: by key."""
     noise = pick(NOISE, "noise", picture.name, *key)
     options = _swappable(picture.truth.caption)
     chosen = sorted(options, key=lambda attribute: keyed_seed("noise", picture.name, *key, attribute))[:noise]

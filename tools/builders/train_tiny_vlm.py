@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from emoji_caption_edits import Picture, WrongValues, noisy, pictures_of
 from emoji_styles import store_pictures
 from emoji_table import load_table
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,

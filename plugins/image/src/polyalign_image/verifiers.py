@@ -70,7 +70,8 @@ class OcrText(PictureVerifier):
         try:
             from rapidocr_onnxruntime import RapidOCR
         except ImportError as error:
-            raise RewardError("ocr_text needs rapidocr-onnxruntime: pip install 'polyalign-image[ocr]'") from error
+            wanted = "pip install 'polyalign-image[ocr]', and on Debian libgl1"
+            raise RewardError(f"ocr_text needs rapidocr-onnxruntime: {wanted} ({error})") from error
         return RapidOCR()
 
     def verify_picture(self, picture: Image, item: Judged) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-from polyalign.records.importing.base import Importer, Row, number, ranked, text, user
+from polyalign.records.importing.base import Importer, Row, number, ranked, require, text, user
 from polyalign.records.importing.media import IncomingMedia
 from polyalign.records.schema import Candidate, Comparison, Rating, Record
 from polyalign.records.trl import RowError
@@ -40,9 +40,8 @@ class HPDv2(Importer):
     (``image_path`` and ``rank``, the lowest best) with the ranking of every annotator in ``raw_annotations``."""
 
     def check(self, row: Row) -> None:
-        pairs = "file_path" in row
-        self.columns: tuple[str, ...] = ("prompt", "file_path", "human_preference") if pairs else ("prompt", "image_path", "rank")
-        super().check(row)
+        paired = ("prompt", "file_path", "human_preference")
+        require(row, paired if "file_path" in row else ("prompt", "image_path", "rank"))
 
     def records(self, rows: Sequence[Row], media: IncomingMedia, name: str) -> Iterable[Record]:
         row = rows[0]

@@ -139,7 +139,8 @@ class Threshold(Nested):
         value = table[0]
         high = value if self.config.above is None else np.full_like(value, self.config.above)
         low = value if self.config.below is None else np.full_like(value, self.config.below)
-        return np.where(value >= self.config.at, high, low)
+        chosen: np.ndarray = np.where(value >= self.config.at, high, low)
+        return chosen
 
 
 class Normalised(Nested):

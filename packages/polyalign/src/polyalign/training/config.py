@@ -18,8 +18,8 @@ class Config(BaseModel):
         """A class that only changes a setting's default keeps what its base says of the setting."""
         silent = [(name, field) for name, field in cls.model_fields.items() if field.description is None]
         for name, field in silent:
-            said = (base.model_fields[name].description for base in cls.__mro__[1:] if name in getattr(base, "model_fields", {}))
-            field.description = next(filter(None, said), None)
+            bases = (getattr(base, "model_fields", {}).get(name) for base in cls.__mro__[1:])
+            field.description = next((base.description for base in bases if base and base.description), None)
         if any(field.description for _, field in silent):
             cls.model_rebuild(force=True)
 
@@ -49,9 +49,9 @@ class SourceConfig(Config):
 class DataConfig(Config):
     train: tuple[SourceConfig, ...] = Field(min_length=1)
     eval: tuple[SourceConfig, ...] = ()
-    view: Literal[
-        "pairs", "rankings", "unpaired", "grids", "sft", "self_samples", "controlled", "rated", "prompts", "auto"
-    ] = "auto"
+    view: Literal["pairs", "rankings", "unpaired", "grids", "sft", "self_samples", "controlled", "rated", "prompts", "auto"] = (
+        "auto"
+    )
     aspect: str | None = Field(None, description="use only feedback about this aspect")
     tags: tuple[str, ...] = Field((), description="use only records that carry all of these tags")
     workers: int = Field(0, ge=0, description="loader worker processes")

@@ -35,14 +35,19 @@ class Importer(ABC):
         """
 
     def check(self, row: Row) -> None:
-        """Raise `RowError` naming the columns that are missing, those that are there, and what the importer reads."""
-        missing = [column for column in self.columns if column not in row]
-        if missing:
-            raise RowError(
-                WHOLE,
-                "missing column",
-                f"expected the columns {', '.join(self.columns)}; missing: {', '.join(missing)}; found: {', '.join(sorted(row))}",
-            )
+        """Raise `RowError` if the row lacks columns."""
+        require(row, self.columns)
+
+
+def require(row: Row, columns: Sequence[str]) -> None:
+    """Raise `RowError` naming the columns that are missing, those that are there, and what the importer reads."""
+    missing = [column for column in columns if column not in row]
+    if missing:
+        raise RowError(
+            WHOLE,
+            "missing column",
+            f"expected the columns {', '.join(columns)}; missing: {', '.join(missing)}; found: {', '.join(sorted(row))}",
+        )
 
 
 def user(*sides: Side) -> tuple[Message, ...]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-from polyalign.records.importing.base import Importer, Row, one_of, parts_of
+from polyalign.records.importing.base import Importer, Row, one_of, parts_of, require
 from polyalign.records.importing.media import IncomingMedia
 from polyalign.records.problems import WHOLE
 from polyalign.records.schema import Candidate, Comparison, MediaPart, Message, Rating, Record, TextPart
@@ -118,8 +118,7 @@ class LlamaFactory(Importer):
 
     def check(self, row: Row) -> None:
         if "conversations" not in row and "messages" not in row:
-            self.columns: tuple[str, ...] = ("conversations",)
-            super().check(row)
+            require(row, ("conversations",))
 
     def records(self, rows: Sequence[Row], media: IncomingMedia, name: str) -> Iterable[Record]:
         row, waiting = rows[0], Waiting(rows[0], media)
@@ -127,19 +126,21 @@ class LlamaFactory(Importer):
         turns = [_turn(turn, waiting, f"{column}[{at}]") for at, turn in enumerate(row[column])]
         if row.get("system"):
             turns.insert(0, Message(role="system", parts=parts_of(row["system"])))
+        feedback: tuple[Any, ...] = ()
         if row.get("chosen") is not None:
             sides = [_turn(row[side], waiting, side).parts for side in ("chosen", "rejected")]
-            made = (tuple(turns), sides, (Comparison(ranking=((0,), (1,))),))
+            prompt, answers, feedback = turns, sides, (Comparison(ranking=((0,), (1,))),)
         else:
             if len(turns) < 2 or turns[-1].role != "assistant":
                 raise RowError(column, "no answer", "expected an assistant's turn at the end, or 'chosen' and 'rejected'")
             label = row.get("kto_tag")
-            rating = (Rating(candidate=0, value=float(one_of(row, "kto_tag", (True, False)))),) if label is not None else ()
-            made = (tuple(turns[:-1]), [turns[-1].parts], rating)
+            prompt, answers = turns[:-1], [turns[-1].parts]
+            if label is not None:
+                feedback = (Rating(candidate=0, value=float(one_of(row, "kto_tag", (True, False)))),)
         if left := len(waiting.rest()):
             raise RowError(column, "too many media", f"{left} media are not called for by <image>, <video> or <audio>")
-        prompt, answers, feedback = made
-        yield Record(id=name, prompt=prompt, candidates=tuple(Candidate(parts=parts) for parts in answers), feedback=feedback)
+        candidates = tuple(Candidate(parts=parts) for parts in answers)
+        yield Record(id=name, prompt=tuple(prompt), candidates=candidates, feedback=feedback)
 
 
 class MsSwift(Importer):

@@ -104,7 +104,7 @@ class _Split:
             )
 
     def _groups(self, files: tuple[Path, ...]) -> Iterator[list[tuple[Path, int, Row]]]:
-        rows = ((file, number, row) for file in files for number, row in read_rows(file))
+        rows: Iterator[tuple[Path, int, Row]] = ((file, number, row) for file in files for number, row in read_rows(file))
         column = self.importer.group_by
         if column is None:
             yield from ([item] for item in rows)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from polyalign.records.importing.base import Importer, Row, judged, listed, pair, ranked, text, user
+from polyalign.records.importing.base import Importer, Row, judged, listed, pair, ranked, require, text, user
 from polyalign.records.importing.media import IncomingMedia
 from polyalign.records.schema import Candidate, Comparison, Critique, Message, Rating, Record, TextPart
 from polyalign.records.trl import RowError
@@ -76,8 +76,7 @@ class OpenAssistant(Importer):
     group_by: ClassVar[str | None] = "message_tree_id"
 
     def check(self, row: Row) -> None:
-        self.columns: tuple[str, ...] = ("prompt",) if "prompt" in row else ("message_id", "parent_id", "text", "role", "rank")
-        super().check(row)
+        require(row, ("prompt",) if "prompt" in row else ("message_id", "parent_id", "text", "role", "rank"))
 
     def records(self, rows: Sequence[Row], media: IncomingMedia, name: str) -> Iterable[Record]:
         if "prompt" in rows[0]:
@@ -85,7 +84,7 @@ class OpenAssistant(Importer):
                 yield from self._below(row["prompt"], ())
             return
         messages: dict[Any, dict[str, Any]] = {row["message_id"]: {**row, "replies": []} for row in rows}
-        roots = []
+        roots: list[dict[str, Any]] = []
         for message in messages.values():
             parent = messages.get(message["parent_id"])
             (parent["replies"] if parent else roots).append(message)
