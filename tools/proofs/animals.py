@@ -12,8 +12,11 @@ import hashlib
 import json
 import random
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from ledger import Proof
 
 from polyalign.cache import cache_folder
 from polyalign.config import read_recipe
@@ -131,3 +134,25 @@ def rewarded(folder: Path, base: Path, objective: dict[str, Any], steps: int, on
         "report": {"prompts": 0},
     }  # fmt: skip
     return [row for row in run(recipe, folder / "rewards") if "eval/reward" in row]
+
+
+def proved(
+    name: str, method: str, objective: dict[str, Any], steps: int, rate: float, online: dict[str, Any], smoke: bool
+) -> None:
+    """Run the proof that ``method`` teaches the rule on prompts never trained on."""
+    claim = f"on held-out prompts the mean reward is below 0.3 before and above 0.8 after {method}"
+    proof = Proof(name, claim, smoke)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_data(folder / "data")
+        rows = rewarded(folder, imitated(folder, 20 if smoke else 500), objective, 2 if smoke else steps, online, rate)
+    first, last = rows[0], rows[-1]
+    (held_out,) = (key for key in first if "held_out" in key and not key.endswith("_std"))
+    proof.settle(
+        first["eval/reward"] < 0.3 and last["eval/reward"] > 0.8,
+        reward={"before": first["eval/reward"], "after": last["eval/reward"]},
+        held_out_reward={"before": first[held_out], "after": last[held_out]},
+        over_time=[{"step": row["step"], "reward": row["eval/reward"], "held_out": row[held_out]} for row in rows],
+        length=last["eval/rollout/length"],
+        perplexity=last["eval/rollout/perplexity"],
+    )
