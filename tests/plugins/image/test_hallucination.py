@@ -15,7 +15,7 @@ from polyalign.records.store import reference_to
 from polyalign.rewards.base import Judged
 from polyalign_image.config import AttributeHallucinationConfig
 from polyalign_image.emoji_captions import Truth, render
-from polyalign_image.hallucination import AttributeHallucination
+from polyalign_image.hallucination import AttributeHallucination, CaptionTruth
 
 CAT = Truth("cat face", "animal mammal", ("yellow", "orange"), ("white",), ("kitten", "whiskers", "purr"))
 HEART = Truth("red heart", "heart", ("red",))
@@ -61,6 +61,13 @@ def test_answers_are_held_against_the_picture_that_was_asked_about(data: str) ->
     assert found["hallucination"].values == (0, 1, 0, 0, 1, 1)
     assert found["name_correct"].values == (1, 1, 1, 1, 0, 0)
     assert found["complete"].values == pytest.approx((1, 4 / 6, 5 / 6, 1, 0, 0))
+
+
+def test_the_reward_is_what_is_true_less_what_is_false(data: str) -> None:
+    """Of six parts the third answer gives four, and two of the four attributes are wrong; an unreadable answer is all wrong."""
+    answers = (TRUE, TRUE.replace(" and orange", ""), TRUE.replace("yellow", "blue").replace("kitten", "space"), "?")
+    reward = CaptionTruth(AttributeHallucinationConfig(data=data))
+    assert reward.score([Judged(asked(b"cat"), answer) for answer in answers]) == pytest.approx((1, 5 / 6, 4 / 6 - 2 / 4, -1))
 
 
 def test_the_notes_say_how_to_read_the_rate_and_where_it_comes_from(data: str) -> None:

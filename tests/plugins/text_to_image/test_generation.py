@@ -93,7 +93,7 @@ def test_captions_already_embedded_are_not_encoded_again() -> None:
 
 
 def test_unknown_decoding_options_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"steps: Extra inputs .* Known: num_inference_steps"):
+    with pytest.raises(ConfigError, match=r"steps: Extra inputs .* Known: sampler, num_inference_steps"):
         fixture.policy("unet").generate(PROMPTS, steps=3)
 
 

@@ -1,4 +1,4 @@
-"""A judge of captions by rule: does the answer claim anything that is false of the picture?"""
+"""Captions judged by rule: does the answer claim anything that is false of the picture? As an evaluator, and as a reward."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polyalign.errors import MediaError, RecordError
 from polyalign.evaluation.base import Evaluator, Verdict
 from polyalign.records.files import open_file, records_of, splits
 from polyalign.records.schema import MediaPart, MediaRef, Message, Record
-from polyalign.rewards.base import Judged
+from polyalign.rewards.base import Judged, Reward
 from polyalign_image.config import AttributeHallucinationConfig
 from polyalign_image.emoji_captions import ATTRIBUTES, Truth, completeness, false_attributes, parse
 from polyalign_image.modality import ImageModality
@@ -33,9 +33,7 @@ class AttributeHallucination(Evaluator):
         ``hallucination``: 1.0 if the answer claims at least one false attribute, else 0.0; lower is better.
         ``name_correct``: 1.0 if the answer gives the right name. ``complete``: the share of the true caption that it gives.
         """
-        answers = [_answer(item, position) for position, item in enumerate(items)]
-        truths = [self._truth(item, position) for position, item in enumerate(items)]
-        pairs = list(zip(answers, truths, strict=True))
+        pairs = self.pairs(items)
         named = [(caption := parse(answer)) is not None and caption.name == truth.name for answer, truth in pairs]
         judge = {"judge": f"claims read by the caption grammar, checked against {self.config.data}"}
         return [
@@ -48,6 +46,10 @@ class AttributeHallucination(Evaluator):
             Verdict("name_correct", tuple(map(float, named)), judge),
             Verdict("complete", tuple(completeness(*pair) for pair in pairs), judge),
         ]
+
+    def pairs(self, items: Sequence[Judged]) -> list[tuple[str, Truth]]:
+        """Return each answer with the truth about the picture in its prompt."""
+        return [(_answer(item, position), self._truth(item, position)) for position, item in enumerate(items)]
 
     @cached_property
     def truths(self) -> dict[str, Truth]:
@@ -69,6 +71,24 @@ class AttributeHallucination(Evaluator):
                 "judge answers about that data set's pictures, or set `data` to the one that these are from"
             )
         return self.truths[sha256]
+
+
+class CaptionTruth(Reward):
+    """The share of the true caption that an answer gives, less the share of attributes that it gets wrong; from -1 to 1.
+
+    Truth and errors are those of `AttributeHallucination`. An answer that cannot be read is wrong in everything.
+    """
+
+    name = "caption_truth"
+
+    def __init__(self, config: AttributeHallucinationConfig | None = None) -> None:
+        self.judge = AttributeHallucination(config)
+
+    def score(self, items: Sequence[Judged]) -> list[float]:
+        return [
+            completeness(answer, truth) - (len(set(false_attributes(answer, truth))) / len(ATTRIBUTES) if parse(answer) else 1.0)
+            for answer, truth in self.judge.pairs(items)
+        ]
 
 
 def _shares(pairs: Sequence[tuple[str, Truth]]) -> dict[str, str]:

@@ -99,6 +99,13 @@ def polyalign_rewards() -> list[RewardSpec]:
             inputs=("text", "image"),
         ),
         RewardSpec(
+            name="caption_truth",
+            summary="What a caption says truly of its picture, less what it says falsely, by rule",
+            target="polyalign_image.hallucination:CaptionTruth",
+            config="polyalign_image.config:AttributeHallucinationConfig",
+            inputs=("text", "image"),
+        ),
+        RewardSpec(
             name="tint",
             summary="How near the coloured part of a picture comes to a colour; differentiable",
             target="polyalign_image.tint:Tint",
@@ -216,6 +223,7 @@ def polyalign_recipes() -> list[RecipeSpec]:
     recipes = {
         "sft-captions": "supervised fine-tuning of a vision-language model on true captions and answers",
         "dpo-hallucination": "DPO against invented attributes, true captions over changed ones",
+        "online-dpo-hallucination": "online DPO against invented attributes, on the model's own captions",
         "aligngpt-pretrain": "AlignGPT, first stage: level embeddings and projector",
         "aligngpt-tune": "AlignGPT, second stage: instruction tuning with the gated mixture of levels",
     }
