@@ -54,6 +54,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_run_reports_accuracy_per_person_and_the_pull_of_length(finished: Path):
     found = json.loads((finished / "reward_model.json").read_text())
+    report = (finished / "report.html").read_text()
+    assert f"{found['comparisons']} comparisons: the reward model agrees with {found['accuracy']['mean']:.3f}" in report
     assert found["comparisons"] == 24
     assert found["accuracy"]["mean"] == 1.0
     assert set(found["annotators"]) == {"person 0", "person 1"}

@@ -113,20 +113,23 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
         trainer.state.average.swap()
     if main:
         policy.save(out / "model")
+    trusted: list[str] = []
     if head is not None and main:
         save_head(head, out / "model")
         policy.eval()
         data = held_out or train_set
         found = preferences(head, policy, [data[index] for index in range(len(data))])
         if found:
-            write_text(out / "reward_model.json", json.dumps(trust(found).as_json(), indent=1))
+            verdict = trust(found)
+            write_text(out / "reward_model.json", json.dumps(verdict.as_json(), indent=1))
+            trusted = [f"On {'held-out' if held_out else 'training'} data:", *verdict.lines()]
     judgements: list[Judgement] = []
     after: list[Response] = []
     if prompts and main:
         after = generate(policy, prompts, recipe.report, out / "samples" / f"after-{trained.steps:06d}")
         judgements = judge(before, after, recipe.report.samples_per_prompt, rewards, evaluators)
     if main:
-        write_report(out, resolved, trained, judgements, before, after)
+        write_report(out, resolved, trained, judgements, before, after, trusted)
     return Run(out, trained, tuple(prompts), tuple(judgements))
 
 
@@ -188,9 +191,10 @@ def write_report(
     judgements: Sequence[Judgement],
     before: Sequence[Response],
     after: Sequence[Response],
+    trusted: Sequence[str] = (),
 ) -> None:
     """Write ``report.html``, the model card and the judges' numbers as JSON."""
-    write_text(out / "report.html", page.render(out, resolved, trained, judgements, before, after))
+    write_text(out / "report.html", page.render(out, resolved, trained, judgements, before, after, trusted))
     write_text(out / "README.md", card.render(resolved, trained, judgements, versions()))
     write_text(out / "judgements.json", json.dumps([page.as_json(judgement) for judgement in judgements], indent=1))
 

@@ -30,6 +30,10 @@ CURVES = (  # title, metrics drawn together
     ("Each side's score", ("chosen_score", "rejected_score")),
     ("Desirable and undesirable, relative to the reference", ("desirable_log_ratio", "undesirable_log_ratio")),
     ("Drift from the reference", ("drift",)),
+    ("Reward", ("reward",)),
+    ("Divergence from the reference, per decision", ("kl", "rollout/kl")),
+    ("Decisions per response", ("rollout/length",)),
+    ("Entropy, nats per decision", ("entropy",)),
     ("Gradient norm", ("grad_norm",)),
 )
 
@@ -45,8 +49,9 @@ def render(
     judgements: Sequence[Judgement],
     before: Sequence[Response],
     after: Sequence[Response],
+    trusted: Sequence[str] = (),
 ) -> str:
-    """Return the page as a string; nothing in it refers to another file."""
+    """Return the page as a string; nothing in it refers to another file. ``trusted``: how far a reward model is, line by line."""
     recipe = resolved.recipe
     template = jinja2.Environment(autoescape=True).from_string(
         files("polyalign.training.report").joinpath("report.html.j2").read_text()
@@ -61,6 +66,7 @@ def render(
         config=resolved.to_yaml(),
         curves=[image for title, names in CURVES if (image := _curve(title, names, rows))],
         judgements=judgements,
+        trusted=trusted,
         pairs=[
             (old.prompt_text, _prompt_media(old), _show(old, modality), _show(new, modality))
             for old, new in list(zip(before, after, strict=True))[::stride][: recipe.report.show]
