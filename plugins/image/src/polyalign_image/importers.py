@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from polyalign.records.importing.base import Importer, Row, judged, listed, pair, parsed, ranked, text, user
+from polyalign.records.importing.base import Importer, Row, annotated, pair, parsed, text, user
 from polyalign.records.importing.media import IncomingMedia
 from polyalign.records.problems import WHOLE
-from polyalign.records.schema import Candidate, Critique, Record
+from polyalign.records.schema import Critique, Record
 from polyalign.records.trl import RowError
 
 
@@ -50,22 +50,8 @@ class VLFeedback(Importer):
     def records(self, rows: Sequence[Row], media: IncomingMedia, name: str) -> Iterable[Record]:
         row = rows[0]
         column = "image" if row.get("image") else "img_path"
-        completions = listed(row["completions"])
-        feedback: list[Any] = []
-        means: dict[int, float] = {}
-        for at, completion in enumerate(completions):
-            notes = completion.get("annotations") or {}
-            found, values = judged({aspect: (n.get("Rating"), n.get("Rationale")) for aspect, n in notes.items()}, at, (1.0, 5.0))
-            feedback += found
-            if values:
-                means[at] = sum(values) / len(values)
-        ranking = ranked(means)
-        yield Record(
-            id=name,
-            prompt=user([media.part(row[column], "image", column)], text(row, "prompt")),
-            candidates=tuple(Candidate(parts=text(item, "response"), producer=item.get("model")) for item in completions),
-            feedback=(*((ranking,) if ranking else ()), *feedback),
-        )
+        prompt = user([media.part(row[column], "image", column)], text(row, "prompt"))
+        yield annotated(name, prompt, row["completions"])
 
 
 class MMRLHF(Importer):

@@ -117,17 +117,29 @@ def ranked(scores: Mapping[int, float], **fields: Any) -> Comparison | None:
     return Comparison(ranking=tuple(tiers), **fields)
 
 
-def judged(
-    aspects: Mapping[str, tuple[Any, Any]], candidate: int, scale: tuple[float, float]
-) -> tuple[list[Rating | Critique], list[float]]:
-    """Return ratings and critiques of one candidate from {aspect: (rating, rationale)}, and the ratings that are numbers."""
-    found: list[Rating | Critique] = []
-    values = []
-    for aspect, (rating, rationale) in aspects.items():
-        value = number(rating)
-        if value is not None:
-            found.append(Rating(candidate=candidate, value=value, scale=scale, aspect=aspect))
-            values.append(value)
-        if isinstance(rationale, str) and rationale.strip():
-            found.append(Critique(candidate=candidate, parts=parts_of(rationale), aspect=aspect))
-    return found, values
+def annotated(name: str, prompt: tuple[Message, ...], completions: Any, critique: str | None = None) -> Record:
+    """Return a record of completions {model, response, annotations{aspect: {Rating, Rationale}}}, as UltraFeedback has them.
+
+    ``critique`` names the field of a completion that speaks of it as a whole, where there is one.
+    Ratings lie on 1 to 5 and become ratings, rationales critiques; completions are ranked by their mean rating. A rating that
+    is no number ("N/A") counts in nothing.
+    """
+    given = listed(completions)
+    feedback: list[Comparison | Rating | Critique] = []
+    means: dict[int, float] = {}
+    for at, completion in enumerate(given):
+        values = []
+        for aspect, note in (completion.get("annotations") or {}).items():
+            rating, rationale = (note or {}).get("Rating"), (note or {}).get("Rationale")
+            if (value := number(rating)) is not None:
+                feedback.append(Rating(candidate=at, value=value, scale=(1.0, 5.0), aspect=aspect))
+                values.append(value)
+            if isinstance(rationale, str) and rationale.strip():
+                feedback.append(Critique(candidate=at, parts=parts_of(rationale), aspect=aspect))
+        if values:
+            means[at] = sum(values) / len(values)
+        if critique and completion.get(critique):
+            feedback.append(Critique(candidate=at, parts=completion[critique]))
+    ranking = ranked(means)
+    candidates = tuple(Candidate(parts=text(item, "response"), producer=item.get("model")) for item in given)
+    return Record(id=name, prompt=prompt, candidates=candidates, feedback=(*((ranking,) if ranking else ()), *feedback))

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from polyalign.records.importing.base import Importer, Row, judged, listed, pair, ranked, require, text, user
+from polyalign.records.importing.base import Importer, Row, annotated, pair, ranked, require, text, user
 from polyalign.records.importing.media import IncomingMedia
-from polyalign.records.schema import Candidate, Comparison, Critique, Message, Rating, Record, TextPart
+from polyalign.records.schema import Candidate, Message, Record, TextPart
 from polyalign.records.trl import RowError
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
@@ -46,26 +46,7 @@ class UltraFeedback(Importer):
     columns: ClassVar[tuple[str, ...]] = ("instruction", "completions")
 
     def records(self, rows: Sequence[Row], media: IncomingMedia, name: str) -> Iterable[Record]:
-        completions = listed(rows[0]["completions"])
-        feedback: list[Comparison | Rating | Critique] = []
-        means: dict[int, float] = {}
-        for at, completion in enumerate(completions):
-            given = completion.get("annotations") or {}
-            aspects = {aspect: (note.get("Rating"), note.get("Rationale")) for aspect, note in given.items() if note}
-            found, values = judged(aspects, at, (1.0, 5.0))
-            feedback += found
-            if values:
-                means[at] = sum(values) / len(values)
-            if completion.get("critique"):
-                feedback.append(Critique(candidate=at, parts=completion["critique"]))
-        if ranking := ranked(means):
-            feedback.insert(0, ranking)
-        yield Record(
-            id=name,
-            prompt=user(text(rows[0], "instruction")),
-            candidates=tuple(Candidate(parts=text(item, "response"), producer=item.get("model")) for item in completions),
-            feedback=tuple(feedback),
-        )
+        yield annotated(name, user(text(rows[0], "instruction")), rows[0]["completions"], critique="critique")
 
 
 class OpenAssistant(Importer):
