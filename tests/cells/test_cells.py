@@ -1,7 +1,7 @@
 """Every advertised (policy, objective) cell trains: one test, one row per cell, on the policy's own tiny fixture.
 
-Nothing here knows a policy, and of objectives only where their defaults are too weak to be seen. Third parties get their
-rows by declaring a fixture in their `PolicySpec`.
+A covering part runs every day, the whole matrix among the slow tests. Nothing here knows a policy, and of objectives only
+where their defaults are too weak to be seen. Third parties get their rows by declaring a fixture in their `PolicySpec`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,26 @@ if TYPE_CHECKING:  # collecting this file must stay quick: the cells' own ids ar
 STEPS = 6
 ROOT = Path(__file__).parents[2]
 SUPPORTED = [cell for cell in cells() if cell.supported]
+
+
+def covering(supported: list[Cell]) -> set[Cell]:
+    """Return cells that meet every objective in every family that it trains, and every policy: the objectives of a family go
+    round its policies in turn, and DPO, or what a policy has in its place, trains them all."""
+    chosen = {}
+    for number, objective in enumerate(sorted({cell.objective for cell in supported})):
+        for family in {cell.family for cell in supported}:
+            row = [cell for cell in supported if (cell.family, cell.objective) == (family, objective)]
+            if row:
+                chosen[family, objective] = row[number % len(row)]
+    firsts = {cell.policy: cell for cell in reversed(supported)}
+    return {*chosen.values(), *({**firsts, **{cell.policy: cell for cell in supported if cell.objective == "dpo"}}).values()}
+
+
+DAILY = covering(SUPPORTED)
+MARKED = [
+    pytest.param(cell, id=f"{cell.policy}-{cell.objective}", marks=() if cell in DAILY else pytest.mark.slow)
+    for cell in SUPPORTED
+]
 
 
 def examples_of(fixture: Any, view: str) -> list[Any]:
@@ -131,7 +151,7 @@ def unread(policy: Any, batch: Any, features: frozenset[str]) -> set[str]:
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
 
 
-@pytest.mark.parametrize("cell", SUPPORTED, ids=lambda cell: f"{cell.policy}-{cell.objective}")
+@pytest.mark.parametrize("cell", MARKED)
 def test_cell(cell: Cell, tmp_path: Path) -> None:
     """Starts at the objective's known value, gives finite gradients, and moves the preference the right way, on every fixture.
 
@@ -312,6 +332,12 @@ def test_fixtures_provide_what_their_specs_promise() -> None:
             assert policy.family == spec.family, spec.name
             assert set(spec.provides) == set(policy.provides), spec.name
             assert (set(spec.inputs), set(spec.outputs)) == (set(policy.inputs), set(policy.outputs)), spec.name
+
+
+def test_what_runs_every_day_covers_policies_and_the_objectives_of_each_family() -> None:
+    assert {cell.policy for cell in DAILY} == {cell.policy for cell in SUPPORTED}
+    assert {(cell.family, cell.objective) for cell in DAILY} == {(cell.family, cell.objective) for cell in SUPPORTED}
+    assert len(DAILY) < len(SUPPORTED)
 
 
 def test_every_family_has_a_policy_and_every_objective_a_cell() -> None:
