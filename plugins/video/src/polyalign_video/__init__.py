@@ -1,0 +1,1 @@
+"""Video for polyalign: codec, rewards and policies over clips."""
