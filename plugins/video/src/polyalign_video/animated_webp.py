@@ -7,6 +7,7 @@ is a chunk of its own: the rectangle that changed since the frame before (WebP c
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from collections.abc import Iterator
 
@@ -34,7 +35,7 @@ def encode(frames: np.ndarray, fps: float) -> bytes:
 def _changes(frames: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yield left, top and pixels of what changes with each frame, at even coordinates; at least one pixel."""
     yield 0, 0, frames[0]
-    for before, now in zip(frames, frames[1:]):
+    for before, now in itertools.pairwise(frames):
         changed = (before != now).any(-1)
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
         top, left = (int(found[0]) // 2 * 2 if len(found) else 0 for found in (rows, columns))

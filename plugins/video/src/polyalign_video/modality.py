@@ -154,9 +154,9 @@ class VideoModality(Modality):
         form = STILLS.get(mime, CONTAINERS.get(mime, "")).upper()
         try:
             with _animation(data, form) if mime in STILLS else _container(data, CONTAINERS[mime]) as (header, frames):
-                for found, limit, unit in (
-                    (header.frames, self.max_frames, "frames"), (max(header.width, header.height), self.max_side, "pixels a side"),
-                ):  # fmt: skip
+                side = max(header.width, header.height)
+                limits = ((header.frames, self.max_frames, "frames"), (side, self.max_side, "pixels a side"))
+                for found, limit, unit in limits:
                     if found > limit:
                         raise MediaError(f"{header.what} is too large: {found} {unit}, the limit is {limit}.")
                 yield header, frames
@@ -228,7 +228,7 @@ def write_with(codec: str, clip: Clip, container: str, options: dict[str, str]) 
 
     buffer = io.BytesIO()
     height, width = clip.frames.shape[1:3]
-    with av.open(buffer, "w", format=container) as file:
+    with av.open(buffer, "w", format=container, options={"fflags": "bitexact"}) as file:
         stream = file.add_stream(codec, rate=Fraction(clip.fps).limit_denominator(1000), options=dict(options))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
