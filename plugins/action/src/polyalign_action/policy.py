@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,39 +13,22 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from polyalign.errors import ConfigError, MediaError, RecordError
-from polyalign.policies.base import Actions, Batch, Collator, Kind, Policy, Rollout, Rollouts, Scores
+from polyalign.policies.base import Batch, Collator, Kind, Policy, Rollout, Rollouts, Scores
 from polyalign.policies.continuous import ActionHead, CategoricalHead, GaussianHead, network
 from polyalign.policies.fingerprint import weights_fingerprint
 from polyalign.policies.logprobs import scatter
-from polyalign.randomness import keyed_generator, keyed_seed
+from polyalign.randomness import keyed_generator
 from polyalign.records.atomic import atomic_write, write_text
 from polyalign.records.samples import Sample
 from polyalign.records.schema import MediaPart, Message
 from polyalign_action.config import ActionConfig
-from polyalign_action.environments import Spaces, open_environment, play, time_limit
+from polyalign_action.environments import Spaces, open_environment
+from polyalign_action.playing import Decoding, Outputs, played
 from polyalign_action.tasks import Task, task_of
 from polyalign_action.trajectory import Trajectory, TrajectoryModality
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """``greedy``: take the likeliest action. ``batch_size``: episodes played at once; it changes speed and memory only."""
-
-    greedy: bool = False
-    batch_size: int = 64
-
-    @classmethod
-    def of(cls, settings: dict[str, Any]) -> Decoding:
-        unknown = sorted(set(settings) - {"greedy", "batch_size"})
-        if unknown:
-            raise ConfigError(f"unknown decoding setting {unknown[0]!r} of an action policy; known: batch_size, greedy")
-        decoding = cls(**settings)
-        if decoding.batch_size < 1:
-            raise ConfigError(f"batch_size={decoding.batch_size} must be at least 1")
-        return decoding
 
 
 class TrajectoryCollator(Collator):
@@ -177,75 +159,33 @@ class ActionPolicy(Policy):
             return nn.functional.one_hot(actions, self.spaces.actions).float()
         return actions / self.half_widths
 
-    @torch.no_grad()
     def generate(
         self, prompts: Sequence[tuple[Message, ...]], *, samples_per_prompt: int = 1, seed: int = 0, **decoding: Any
     ) -> Rollouts:
-        """Return one episode per rollout; ``output`` is its `Trajectory`, ``old_log_probs`` ``[T]``.
+        """Return one episode per rollout, as `playing.played` plays it; ``decoding`` as `playing.Decoding`."""
+        return played(self, prompts, samples_per_prompt, seed, Decoding.of(decoding))
 
-        A task's own seed resets the environment, so that the rollouts of one prompt start alike and differ by their actions.
-        """
-        settings = Decoding.of(decoding)
-        jobs = [(prompt, number) for prompt in prompts for number in range(samples_per_prompt)]
-        rollouts: list[Rollout] = []
-        with ExitStack() as stack:
-            pool: dict[str, list[Any]] = {}
-            for start in range(0, len(jobs), settings.batch_size):
-                rollouts += self._episodes(jobs[start : start + settings.batch_size], seed, settings, pool, stack)
-        return tuple(rollouts)
+    @property
+    def device(self) -> torch.device:
+        return self.half_widths.device
 
-    def _episodes(
-        self, jobs: Sequence[tuple[Any, int]], seed: int, decoding: Decoding, pool: dict[str, list[Any]], stack: ExitStack
-    ) -> list[Rollout]:
-        device = self.actor[0].weight.device
-        tasks = [task_of(prompt) for prompt, _ in jobs]
-        environments, limits = [], []
-        free = {name: list(opened) for name, opened in pool.items()}
-        for task in tasks:
-            if free.get(task.environment):
-                environment = free[task.environment].pop()
-            else:
-                environment = self._open(task.environment, stack)
-                pool.setdefault(task.environment, []).append(environment)
-            environments.append(environment)
-            limits.append(time_limit(environment, self.config.max_steps))
-        starts = [
-            keyed_seed(seed, "start", task.text, number) if task.seed is None else task.seed
-            for task, (_, number) in zip(tasks, jobs)
-        ]
-        keys = [keyed_generator(seed, "act", task.text, number) for task, (_, number) in zip(tasks, jobs)]
-        noise = [self.head.noise(limit, key).to(device) for limit, key in zip(limits, keys)]
-        goals = torch.tensor([self.collator.goal_of(task) for task in tasks], dtype=torch.float32, device=device)
-        log_probs: list[list[Tensor]] = [[] for _ in jobs]
+    @property
+    def cut(self) -> int | None:
+        return self.config.max_steps
 
-        def act(observations: Tensor, numbers: Sequence[int], step: int) -> Tensor:
-            outputs = self.actor(torch.cat([observations.to(device), goals[numbers]], -1))
-            drawn = torch.stack([noise[number][step] for number in numbers])
-            actions = self.head.mode(outputs) if decoding.greedy else self.head.draw(outputs, drawn)
-            for number, value in zip(numbers, self.head.log_probs(outputs, actions)):
-                log_probs[number].append(value)
-            return actions
+    @property
+    def home(self) -> str:
+        return self.config.environment
 
-        played = play(environments, starts, limits, self.spaces, act)
-        recorded = {**asdict(decoding), "seed": seed}
-        return [
-            Rollout(
-                prompt,
-                trajectory,
-                (Actions(torch.from_numpy(trajectory.actions).view(len(trajectory), -1)),),
-                torch.stack(log_probs[number]).cpu(),
-                recorded,
-            )
-            for number, ((prompt, _), trajectory) in enumerate(zip(jobs, played))
-        ]
+    def spaces_in(self, environment: str) -> Spaces:
+        return self.spaces
 
-    def _open(self, name: str, stack: ExitStack) -> Any:
-        environment = stack.enter_context(closing(open_environment(name)))
-        if (found := Spaces.of(environment)) != self.spaces:
-            raise ConfigError(
-                f"a prompt names {name!r} with {found}; the policy was built for {self.config.environment!r}: {self.spaces}"
-            )
-        return environment
+    def head_in(self, environment: str) -> ActionHead:
+        return self.head
+
+    def outputs_for(self, tasks: Sequence[Task]) -> Outputs:
+        goals = torch.tensor([self.collator.goal_of(task) for task in tasks], dtype=torch.float32, device=self.device)
+        return lambda seen, numbers, step: self.actor(torch.cat([seen, goals[numbers]], -1))
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json``; ``policy.base`` takes the folder."""
