@@ -18,7 +18,7 @@ def test_names_are_the_users_and_unique():
     names = [spec.name for spec in OBJECTIVES]
     expected = """
         adpa alphapo aot aot_unpaired apo_down apo_zero apo_zero_unpaired awm bco_pair bnpo bradley_terry
-        bradley_terry_aspects cispo cpo crpo d2o dapo dckd dense_dpo diffusion_kto diffusion_nft discopop dpo
+        bradley_terry_aspects cispo cpl cpl_kl cpo crpo d2o dapo dckd dense_dpo diffusion_kto diffusion_nft discopop dpo
         dr_grpo draft_k dspo exo_pair f_dpo gkd grpo gspo hinge hpsv3 instruct_engine ipo kto ld_dpo mapo mm_dpo
         mpo nca_pair online_dpo orpo pal_a pal_b pickscore plackett_luce pointwise ppo ppo_max pro
         process_reward refl reinforce_pp rloo robust rwr salmon segment_dpo sft sigmoid_norm simpo sppo_hard

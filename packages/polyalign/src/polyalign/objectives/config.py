@@ -177,6 +177,16 @@ class CPOConfig(EdgeConfig):
     nll_weight: float = Field(default=1.0, ge=0, description="weight of the better responses' likelihood, cpo_alpha in TRL")
 
 
+class CPLConfig(EdgeConfig):
+    alpha: float = Field(default=0.1, gt=0, description="advantage per unit of summed log-probability, the paper's temperature")
+    bias: float = Field(default=0.5, gt=0, le=1, description="factor on the worse side; below 1 the policy stays near the data")
+    discount: float = Field(default=1.0, gt=0, le=1, description="what the next decision counts, relative to this one")
+
+
+class CPLKLConfig(CPLConfig):
+    """The same against a reference."""
+
+
 class ORPOConfig(EdgeConfig):
     odds_weight: float = Field(default=0.1, ge=0, description="lambda of the paper, called beta in TRL")
 

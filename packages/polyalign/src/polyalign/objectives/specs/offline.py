@@ -173,6 +173,22 @@ OBJECTIVES: tuple[ObjectiveSpec, ...] = (
         needs=("edges",),
     ),
     ObjectiveSpec(
+        name="cpl",
+        summary="Contrastive Preference Learning: better behaviour has more advantage, read off log-probabilities; no reference",
+        target="polyalign.objectives.cpl:CPL",
+        config="polyalign.objectives.config:CPLConfig",
+        source="Hejna et al. 2023, arXiv 2310.13639, eq. 5 and 8",
+        needs=("edges",),
+    ),
+    ObjectiveSpec(
+        name="cpl_kl",
+        summary="CPL against a reference; bias 1 is DPO over trajectories, the loss of GRAPE",
+        target="polyalign.objectives.cpl:CPL",
+        config="polyalign.objectives.config:CPLKLConfig",
+        source="Hejna et al. 2023, arXiv 2310.13639; Zhang et al. 2024, arXiv 2411.19309, eq. 3",
+        needs=_PAIRWISE,
+    ),
+    ObjectiveSpec(
         name="orpo",
         summary="Odds Ratio Preference Optimization: fine-tuning plus an odds-ratio penalty, no reference model",
         target="polyalign.objectives.odds_ratio:ORPO",
