@@ -7,21 +7,19 @@ beta belongs to the reduction: ``beta_sum = beta_mean / dimensions of a latent``
 
 from __future__ import annotations
 
-import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyalign.errors import TrainingError
-from polyalign.policies.base import Batch, Policy, Scores
+from polyalign.policies.base import Batch, Scores
 from polyalign.policies.config import DenoisingConfig
 from polyalign.policies.denoising_collator import DenoisingCollator
-from polyalign.policies.feature_cache import Features
+from polyalign.policies.feature_cache import FeatureCache, Features
+from polyalign.policies.prepared import PreparedPolicy
 from polyalign.policies.samplers import Grid, grid_of
 from polyalign.policies.sampling import GradientPlan, sample_with_gradient
 from polyalign.policies.schedules import Schedule
@@ -30,7 +28,7 @@ from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
 
 
-class DenoisingPolicy(Policy):
+class DenoisingPolicy(PreparedPolicy):
     """Scores samples by their denoising error. A plugin says how to encode and how to call its network.
 
     ``provides`` "predictions": the extras "predictions" and "targets", ``[N, D, ...]`` float32, keep their gradient;
@@ -42,7 +40,6 @@ class DenoisingPolicy(Policy):
 
     family = "denoising"
     provides = frozenset({"log_probs", "predictions"})
-    encode_batch: ClassVar[int] = 16
     collator: DenoisingCollator
 
     def __init__(self, collator: DenoisingCollator) -> None:
@@ -68,11 +65,6 @@ class DenoisingPolicy(Policy):
     @abstractmethod
     def encode_conditions(self, samples: Sequence[Sample]) -> list[Features]:
         """Return the named embeddings of each prompt, without a batch dimension."""
-
-    @contextmanager
-    def encoders(self) -> Iterator[None]:
-        """Have the frozen encoders ready inside (on the device, in eval mode). Default: they always are."""
-        yield
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +98,7 @@ class DenoisingPolicy(Policy):
 
     def encode_prompts(self, samples: Sequence[Sample]) -> None:
         """Encode each distinct prompt that has no cached embeddings."""
-        self._encode(samples, "prompt embeddings", self.collator.condition_key, self.encode_conditions, None)
+        self.encode_each(samples, "prompt embeddings", self.collator.condition_key, self.encode_conditions)
 
     # scoring
 
@@ -168,57 +160,15 @@ class DenoisingPolicy(Policy):
 
     # features of the frozen encoders
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Collate; features that `prepare` has not seen are encoded first. Loader workers use ``collator`` and cannot."""
-        self.encode_missing(samples)
-        return self.collator(samples)
-
-    def prepare(self, samples: Sequence[Sample], cache: Path, progress: Any = None) -> None:
-        """Encode what is not yet in ``cache``; a killed run goes on where it stopped. ``progress``: a started
-        `rich.progress.Progress` to show bars in; none gives its own on a terminal."""
-        self.collator.features.attach(Path(cache) / "features")
-        if progress is not None or not sys.stderr.isatty():
-            self.encode_missing(samples, progress)
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            self.encode_missing(samples, bar)
-
     def encode_missing(self, samples: Sequence[Sample], progress: Any = None) -> None:
         """Encode each distinct response and prompt that has no cached features, ``encode_batch`` at a time."""
         answered = [sample for sample in samples if sample.response]  # prompts alone have nothing to denoise
-        self._encode(answered, "latents", self.collator.latent_key, self.encode_latents, progress)
-        self._encode(samples, "prompt embeddings", self.collator.condition_key, self.encode_conditions, progress)
+        self.encode_each(answered, "latents", self.collator.latent_key, self.encode_latents, progress)
+        self.encode_each(samples, "prompt embeddings", self.collator.condition_key, self.encode_conditions, progress)
 
-    def _encode(
-        self,
-        samples: Sequence[Sample],
-        what: str,
-        key_of: Callable[[Sample], str],
-        encode: Callable[[Sequence[Sample]], list[Features]],
-        progress: Any,
-    ) -> None:
-        features = self.collator.features
-        missing: dict[str, Sample] = {}
-        for sample in samples:
-            key = key_of(sample)
-            if key not in missing and key not in features:
-                missing[key] = sample
-        if not missing:
-            return
-        task = progress.add_task(f"encoding {what}", total=len(missing)) if progress is not None else None
-        keys = list(missing)
-        with self.encoders(), torch.no_grad():
-            for start in range(0, len(keys), self.encode_batch):
-                chunk = keys[start : start + self.encode_batch]
-                encoded = encode([missing[key] for key in chunk])
-                for key, entry in zip(chunk, encoded, strict=True):
-                    features.store(key, entry, f"the {what} of sample {missing[key].id!r}")
-                if task is not None:
-                    progress.advance(task, len(chunk))
+    @property
+    def features(self) -> FeatureCache:
+        return self.collator.features
 
     def score_description(self) -> str:
         """Return the settings that scores depend on besides weights and content; it enters `fingerprint`."""

@@ -14,6 +14,7 @@ from polyalign.errors import TrainingError
 from polyalign.policies.base import Batch, Collator, Kind, Noised, Rollout
 from polyalign.policies.config import DenoisingConfig
 from polyalign.policies.feature_cache import FeatureCache, Features
+from polyalign.policies.prepared import prepared
 from polyalign.policies.schedules import Schedule
 from polyalign.policies.transitions import noised_decisions, rollout_sample, transition_batch
 from polyalign.randomness import keyed_generator
@@ -123,14 +124,8 @@ class DenoisingCollator(Collator):
         )
 
     def load(self, key: str, sample: Sample, what: str) -> Features:
-        """Return cached features. Raises `TrainingError` naming the sample if `DenoisingPolicy.prepare` has not seen it."""
-        try:
-            return self.features.load(key)
-        except KeyError:
-            raise TrainingError(
-                f"the {what} of sample {sample.id!r} are not in the cache ({self.features.folder or 'memory only'}); "
-                "call policy.prepare(samples, folder) with every sample before training"
-            ) from None
+        """Return cached features. Raises `TrainingError` naming the sample if `prepare` has not seen it."""
+        return prepared(self.features, key, sample, what)
 
 
 def _shapes(latent: Features, condition: Features) -> Hashable:
