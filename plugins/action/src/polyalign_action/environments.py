@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyalign.errors import ConfigError
 from polyalign_action.trajectory import Trajectory
+from polyalign_action.worlds import entry
 
 Act = Callable[[Tensor, Sequence[int], int], Tensor]  # observations [n, O] of these episodes at this step -> actions
 
@@ -50,10 +51,11 @@ class Spaces:
         return [(high - low) / 2 if np.isfinite(high - low) else 1.0 for low, high in zip(self.low, self.high)]
 
 
-def open_environment(name: str) -> gymnasium.Env:
-    """Return a fresh environment. Raises `ConfigError` with gymnasium's own reason."""
+def open_environment(name: str, **settings: object) -> gymnasium.Env:
+    """Return a fresh environment; ``settings`` are gymnasium's own, such as ``render_mode``. Raises `ConfigError` with
+    gymnasium's reason."""
     try:
-        return gymnasium.make(name)
+        return entry(name)(name, **settings)
     except (gymnasium.error.Error, ImportError, ValueError) as error:
         raise ConfigError(
             f"gymnasium cannot make {name!r}: {error}. `python -c 'import gymnasium; gymnasium.pprint_registry()'` lists ids; "
@@ -63,7 +65,7 @@ def open_environment(name: str) -> gymnasium.Env:
 
 def time_limit(environment: gymnasium.Env, max_steps: int | None) -> int:
     """Return the step at which an episode is cut at the latest."""
-    own = environment.spec.max_episode_steps if environment.spec else None
+    own = (environment.spec.max_episode_steps if environment.spec else None) or getattr(environment.unwrapped, "max_steps", None)
     limits = [limit for limit in (own, max_steps) if limit is not None]
     if not limits:
         name = environment.spec.id if environment.spec else environment
@@ -83,6 +85,7 @@ def play(
     done: list[list[np.ndarray]] = [[] for _ in environments]
     paid: list[list[float]] = [[] for _ in environments]
     terminated = [False] * len(environments)
+    success: list[bool | None] = [None] * len(environments)
     running, step = list(range(len(environments))), 0
     while running:
         observations = torch.from_numpy(np.stack([seen[number][-1] for number in running]))
@@ -91,11 +94,13 @@ def play(
         still = []
         for number, action in zip(running, actions):
             given = int(action) + spaces.first if spaces.discrete else np.clip(action, spaces.low, spaces.high).astype(np.float32)
-            observation, reward, ended, cut, _ = environments[number].step(given)
+            observation, reward, ended, cut, info = environments[number].step(given)
             seen[number].append(_flat(observation))
             done[number].append(np.int64(given) if spaces.discrete else action)
             paid[number].append(float(reward))
             terminated[number] = bool(ended)
+            if (solved := info.get("success", info.get("is_success"))) is not None:
+                success[number] = bool(solved) or bool(success[number])
             if not (ended or cut or step >= limits[number]):
                 still.append(number)
         running = still
@@ -107,6 +112,7 @@ def play(
             actions=np.stack(done[number]),
             rewards=np.asarray(paid[number], np.float32),
             terminated=terminated[number],
+            success=success[number],
         )
         for number in range(len(environments))
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from polyalign.errors import MediaError
@@ -25,7 +25,8 @@ class Trajectory:
 
     ``observations`` ``[T + 1, O]`` float32, flattened; the last one follows the last action. ``actions``: ``[T]`` int64 as the
     environment counts them, or ``[T, A]`` float32 before the environment clips them. ``rewards`` ``[T]`` float32.
-    ``terminated``: the episode came to its own end; otherwise it was cut by a time limit.
+    ``terminated``: the episode came to its own end; otherwise it was cut by a time limit. ``success``: whether the task was
+    solved, where the environment says so; None where it does not.
     """
 
     environment: str
@@ -34,6 +35,7 @@ class Trajectory:
     actions: np.ndarray
     rewards: np.ndarray
     terminated: bool
+    success: bool | None = None
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -70,6 +72,7 @@ class TrajectoryModality(Modality):
                 actions=tensors["actions"],
                 rewards=tensors["rewards"],
                 terminated=bool(facts["terminated"]),
+                success=facts.get("success"),
             )
         except Exception as error:  # safetensors raises its own kinds
             raise MediaError(f"damaged trajectory ({len(data)} bytes): {error}. Record the episode again.") from error
@@ -84,6 +87,7 @@ class TrajectoryModality(Modality):
             raise MediaError(f"trajectories are not written as {mime!r}; expected {MIME}")
         trajectory = checked(medium)
         facts = {"environment": trajectory.environment, "seed": trajectory.seed, "terminated": trajectory.terminated}
+        facts |= {} if trajectory.success is None else {"success": trajectory.success}
         tensors = {name: np.ascontiguousarray(getattr(trajectory, name)) for name in ("observations", "actions", "rewards")}
         # One entry only: safetensors writes several in an order that changes from process to process, and so would the hash.
         return save(tensors, metadata={METADATA: json.dumps(facts, sort_keys=True)})
@@ -111,7 +115,7 @@ class TrajectoryModality(Modality):
         for column in range(min(values.shape[1], len(COLOURS))):
             points = " ".join(f"{300 * t / len(shown):.1f},{60 - 58 * y:.1f}" for t, y in enumerate(scaled[:, column]))
             lines.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[column]}"/>')
-        end = "ended" if shown.terminated else "cut"
+        end = {True: "solved", False: "not solved", None: "ended" if shown.terminated else "cut"}[shown.success]
         words = f"{shown.environment}, seed {shown.seed}: {len(shown)} steps, {end}, return {shown.discounted():g}"
         drawing = f'<svg width="300" height="62" viewBox="0 0 300 62">{"".join(lines)}</svg>'
         return f"<figure>{drawing}<figcaption>{html.escape(words)}</figcaption></figure>"
@@ -134,7 +138,7 @@ def checked(trajectory: Trajectory) -> Trajectory:
         )
     if not (np.isfinite(observations).all() and np.isfinite(actions).all() and np.isfinite(rewards).all()):
         raise MediaError("the trajectory holds numbers that are not finite; cut the episode before they begin")
-    return Trajectory(trajectory.environment, trajectory.seed, observations, actions, rewards, trajectory.terminated)
+    return replace(trajectory, observations=observations, actions=actions, rewards=rewards)
 
 
 def _header(data: bytes) -> dict[str, Any] | None:
