@@ -237,6 +237,10 @@ class Policy(nn.Module, ABC):
         """Return factors on the learning rate by parameter name, where a parameter has its own. Default: none has."""
         return {}
 
+    def anneal(self, done: float) -> None:
+        """Set what follows a schedule of its own (a temperature, say) for the share ``done`` of training, 0 to 1. Called before
+        every step. Default: nothing does."""
+
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """Score as the reference model: adapters switched off. Only for policies tuned by adapters."""

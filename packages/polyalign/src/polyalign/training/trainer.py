@@ -139,6 +139,7 @@ class Trainer:
     def _step(self, step: int, micro_batches: list[Any]) -> dict[str, float]:
         torch.manual_seed(keyed_seed(self.config.seed, "step", step, self.rank))  # dropout: keyed too, so resume is exact
         self.policy.train()
+        self.policy.anneal(step / max(1, self.config.steps - 1))
         rate = learning_rate(self.config.optimizer, step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
