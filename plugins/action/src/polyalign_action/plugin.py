@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import DatasetSpec, ModalitySpec, PolicySpec, RecipeSpec, RewardSpec
+from polyalign.plugins.specs import DatasetSpec, ModalitySpec, ObjectiveSpec, PolicySpec, RecipeSpec, RewardSpec
 
 
 @hookimpl
@@ -35,6 +35,34 @@ def polyalign_policies() -> Iterable[PolicySpec]:
             provides=("log_probs", "entropy", "hidden", "states"),
             switches={"values": "value_head"},
             fixture="polyalign_action.fixture:fixture",
+        ),
+        PolicySpec(
+            name="uniact",
+            summary="UniAct: one policy for several bodies, by codes of a shared codebook and a head for each body",
+            target="polyalign_action.uniact:build",
+            config="polyalign_action.uniact_config:UniActConfig",
+            requires=("torch", "gymnasium"),
+            family="continuous",
+            inputs=("text",),
+            outputs=("trajectory",),
+            provides=("log_probs", "entropy", "hidden", "states", "codes"),
+            switches={"values": "value_head"},
+            fixture="polyalign_action.uniact_fixture:fixture",
+        ),
+    ]
+
+
+@hookimpl
+def polyalign_objectives() -> Iterable[ObjectiveSpec]:
+    return [
+        ObjectiveSpec(
+            name="uniact",
+            summary="Imitation through a codebook: the likelihood of the actions shown, and, if asked, an even use of the codes",
+            target="polyalign_action.uniact_objective:UniActCloning",
+            config="polyalign_action.uniact_config:UniActObjectiveConfig",
+            source="Zheng et al. 2025, arXiv 2501.10105; 2toinf/UniAct @ 6786cf0",
+            view="sft",
+            needs=("codes",),
         )
     ]
 

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from polyalign.errors import ConfigError, MediaError, RecordError
+from polyalign.errors import MediaError, RecordError
 from polyalign.policies.base import Batch, Collator, Kind, Policy, Rollout, Rollouts, Scores
 from polyalign.policies.continuous import ActionHead, CategoricalHead, GaussianHead, network
 from polyalign.policies.fingerprint import weights_fingerprint
 from polyalign.policies.logprobs import scatter
 from polyalign.randomness import keyed_generator
-from polyalign.records.atomic import atomic_write, write_text
 from polyalign.records.samples import Sample
 from polyalign.records.schema import MediaPart, Message
 from polyalign_action.config import ActionConfig
 from polyalign_action.environments import Spaces, open_environment
 from polyalign_action.playing import Decoding, Outputs, played
+from polyalign_action.saved import restore, write_model
 from polyalign_action.tasks import Task, task_of
 from polyalign_action.trajectory import Trajectory, TrajectoryModality
 
-WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -50,7 +47,7 @@ class TrajectoryCollator(Collator):
     def layout(self, samples: Sequence[Sample], trajectories: Sequence[Trajectory], cache: bool = True) -> Batch:
         states, actions = [], []
         for sample, trajectory in zip(samples, trajectories):
-            self._check(sample, trajectory)
+            check_spaces(sample, trajectory, self.spaces)
             goal = torch.tensor(self.goal_of(task_of(sample.prompt)), dtype=torch.float32)
             observations = torch.from_numpy(trajectory.observations[:-1])
             states.append(torch.cat([observations, goal.expand(len(trajectory), -1)], -1))
@@ -78,25 +75,6 @@ class TrajectoryCollator(Collator):
                 f"the prompt {task.text!r} gives {len(task.goal)} goal numbers; the policy takes {self.goal} (policy.goal)"
             )
         return task.goal
-
-    def _check(self, sample: Sample, trajectory: Trajectory) -> None:
-        """Refuse trajectories of other spaces: their log-probabilities would mean nothing."""
-        spaces, actions = self.spaces, trajectory.actions
-        found = f"{trajectory.observations.shape[1]} observed numbers and actions {actions.shape} ({actions.dtype})"
-        fits = trajectory.observations.shape[1] == spaces.observation and (actions.ndim == 1) == spaces.discrete
-        if fits and spaces.discrete:
-            last = spaces.first + spaces.actions - 1
-            fits = bool((spaces.first <= actions).all() and (actions <= last).all())
-            found += f" from {actions.min()} to {actions.max()}"
-            expected = f"actions from {spaces.first} to {last}"
-        else:
-            fits = fits and actions.shape[-1] == spaces.actions
-            expected = f"actions {'[T]' if spaces.discrete else f'[T, {spaces.actions}]'}"
-        if not fits:
-            raise MediaError(
-                f"trajectory of {sample.id!r} ({trajectory.environment}) has {found}; the policy has {spaces.observation} "
-                f"observed numbers and {expected}: use trajectories of policy.environment"
-            )
 
 
 class ActionPolicy(Policy):
@@ -189,10 +167,7 @@ class ActionPolicy(Policy):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json``; ``policy.base`` takes the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / WEIGHTS) as file:
-            file.write(save({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}))
-        write_text(folder / SETTINGS, json.dumps(self.config.model_dump(mode="json", exclude={"base"}), indent=1))
+        write_model(folder, self.state_dict(), self.config)
 
     def fingerprint(self) -> str:
         return weights_fingerprint(self.state_dict().items(), repr(self.spaces))
@@ -203,24 +178,28 @@ def build(config: ActionConfig, *, device: str | torch.device = "cpu", seed: int
     with closing(open_environment(config.environment)) as environment:
         policy = ActionPolicy(config, Spaces.of(environment), seed)
     if config.base is not None:
-        _restore(policy, Path(config.base))
+        restore(policy, Path(config.base), fresh=("critic.",))
     return policy.to(device)
 
 
-def _restore(policy: ActionPolicy, folder: Path) -> None:
-    if not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"policy.base {str(folder)!r} holds no {WEIGHTS}; give the model folder of an earlier run, or drop it")
-    weights = load_file(folder / WEIGHTS)
-    if policy.critic is not None and not any(name.startswith("critic.") for name in weights):
-        weights |= {name: value for name, value in policy.state_dict().items() if name.startswith("critic.")}  # a fresh critic
-    if policy.critic is None:
-        weights = {name: value for name, value in weights.items() if not name.startswith("critic.")}
-    try:
-        policy.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"policy.base {str(folder)!r} does not fit these settings ({SETTINGS} there holds its own): {error}"
-        ) from error
+def check_spaces(sample: Sample, trajectory: Trajectory, spaces: Spaces) -> None:
+    """Refuse trajectories of other spaces: their log-probabilities would mean nothing."""
+    actions = trajectory.actions
+    found = f"{trajectory.observations.shape[1]} observed numbers and actions {actions.shape} ({actions.dtype})"
+    fits = trajectory.observations.shape[1] == spaces.observation and (actions.ndim == 1) == spaces.discrete
+    if fits and spaces.discrete:
+        last = spaces.first + spaces.actions - 1
+        fits = bool((spaces.first <= actions).all() and (actions <= last).all())
+        found += f" from {actions.min()} to {actions.max()}"
+        expected = f"actions from {spaces.first} to {last}"
+    else:
+        fits = fits and actions.shape[-1] == spaces.actions
+        expected = f"actions {'[T]' if spaces.discrete else f'[T, {spaces.actions}]'}"
+    if not fits:
+        raise MediaError(
+            f"trajectory of {sample.id!r} ({trajectory.environment}) has {found}; the policy has {spaces.observation} "
+            f"observed numbers and {expected}: use trajectories of policy.environment"
+        )
 
 
 def _bytes_of(sample: Sample) -> bytes:

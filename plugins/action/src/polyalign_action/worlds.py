@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 
 from polyalign.errors import ConfigError
+from polyalign_action.reach import reach_world
 
 META_WORLD_STEPS = 200  # its scripted experts need 40 to 110
 DIRECTIONS = 4  # that an agent of a grid world can look in
@@ -104,6 +105,7 @@ def grid_world(name: str, **settings: Any) -> gymnasium.Env:
 
 
 WORLDS: dict[str, Callable[..., gymnasium.Env]] = {
+    "Reach/": reach_world,
     "MetaWorld/": meta_world,
     "BabyAI-": grid_world,
     "MiniGrid-": grid_world,
