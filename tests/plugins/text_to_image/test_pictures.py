@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 
 from polyalign.errors import MediaError, RecordError
+from polyalign.policies.pipelines.collator import caption_of, media_ref
 from polyalign.records.samples import Sample
 from polyalign.records.schema import MediaPart, Message, TextPart
 from polyalign.records.views import VIEWS
 from polyalign_text_to_image.fixture import drawings
-from polyalign_text_to_image.pictures import caption_of, open_picture, picture_ref, to_pixels
+from polyalign_text_to_image.pictures import open_picture, to_pixels
 
 
 @pytest.fixture
@@ -41,9 +42,9 @@ def test_damaged_picture_names_the_sample(sample: Sample) -> None:
 
 def test_a_response_that_is_not_one_picture_is_refused(sample: Sample) -> None:
     with pytest.raises(RecordError, match=r"is \[text\], but .* exactly one image"):
-        picture_ref(replace(sample, response=(TextPart(text="a disc"),)))
+        media_ref(replace(sample, response=(TextPart(text="a disc"),)), "image")
     with pytest.raises(RecordError, match=r"is \[image, image\]"):
-        picture_ref(replace(sample, response=sample.response * 2))
+        media_ref(replace(sample, response=sample.response * 2), "image")
     with pytest.raises(MediaError, match="no media store"):
         open_picture(replace(sample, media=None))
 

@@ -11,10 +11,10 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from polyalign.errors import ConfigError
 from polyalign.policies.config import SamplerConfig
+from polyalign.policies.pipelines.schedulers import grid_of_scheduler
 from polyalign.policies.samplers import steps_of
 from polyalign.records.schema import Message
 from polyalign_text_to_image import fixture
-from polyalign_text_to_image.pipelines import grid_of_scheduler
 
 PROMPTS = [(Message(role="user", parts=text),) for text in ("a red disc", "a blue square")]
 XL = pytest.param("unet_xl", "ddim", marks=pytest.mark.slow)
@@ -48,7 +48,7 @@ def test_ddim_steps_are_diffusers(eta: float, prediction: str, to_one: bool) -> 
     scheduler = DDIMScheduler(
         clip_sample=False, set_alpha_to_one=to_one, steps_offset=1, prediction_type=prediction, beta_schedule="scaled_linear"
     )
-    grid = grid_of_scheduler(scheduler, 5, (4, 8, 8), None)
+    grid = grid_of_scheduler(scheduler, 5)
     scheduler.set_timesteps(5)
     x, p, z = torch.randn(3, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind()
     for step, timestep in zip(steps_of(prediction, grid, SamplerConfig(kind="ddim", noise_level=eta)), scheduler.timesteps):
@@ -64,9 +64,8 @@ def test_ddim_steps_are_diffusers(eta: float, prediction: str, to_one: bool) -> 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_flow_steps_are_diffusers(dynamic: bool) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
-    network = type("Network", (), {"patch_size": 2})
-    grid = grid_of_scheduler(scheduler, 6, (4, 64, 64), network)
-    mu = {"mu": 0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256)} if dynamic else {}  # 1024 patches, between the two settings
+    grid = grid_of_scheduler(scheduler, 6, patches=1024)
+    mu = {"mu": 0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256)} if dynamic else {}  # between the two settings
     scheduler.set_timesteps(6, **mu)
     x, p = torch.randn(2, 1, 4, generator=torch.Generator().manual_seed(0)).unbind()
     for step, timestep in zip(steps_of("flow", grid, SamplerConfig()), scheduler.timesteps, strict=True):

@@ -11,12 +11,14 @@ from PIL import Image, ImageDraw
 
 from polyalign.policies.feature_cache import FeatureCache
 from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.pipelines.config import AttentionLoraConfig
+from polyalign.policies.pipelines.families import family_of
+from polyalign.policies.pipelines.frozen import FrozenPipeline
 from polyalign.records.schema import Candidate, Comparison, MediaPart, Message, Record
 from polyalign.records.store import MemoryMedia
 from polyalign_text_to_image import tiny
-from polyalign_text_to_image.config import AttentionLoraConfig, TextToImageConfig
-from polyalign_text_to_image.frozen import FrozenPipeline
-from polyalign_text_to_image.pipelines import family_of
+from polyalign_text_to_image.config import TextToImageConfig
+from polyalign_text_to_image.families import FAMILIES
 from polyalign_text_to_image.policy import TextToImagePolicy
 
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
@@ -73,8 +75,8 @@ def drawings() -> tuple[list[Record], MemoryMedia]:
 @cache
 def _pipeline(name: str) -> tuple[FrozenPipeline, Any]:
     made = PIPELINES[name]()
-    denoiser = family_of(type(made).__name__, name).denoiser
-    return FrozenPipeline(made, denoiser), getattr(made, denoiser)
+    family = family_of(FAMILIES, type(made).__name__, name)
+    return FrozenPipeline(made, family), getattr(made, family.denoiser)
 
 
 def policy(pipeline: str, seed: int = 0, **settings: Any) -> TextToImagePolicy:

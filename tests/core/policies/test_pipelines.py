@@ -7,7 +7,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, KarrasVeScheduler
 
 from polyalign.errors import ConfigError
-from polyalign_text_to_image.pipelines import family_of, schedule_of
+from polyalign.policies.pipelines.families import PipelineFamily, family_of
+from polyalign.policies.pipelines.schedulers import schedule_of
 
 CLEAN, NOISE = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
 
@@ -50,5 +51,9 @@ def test_prediction_can_be_overridden_where_that_makes_sense() -> None:
 
 
 def test_unknown_pipelines_are_named_with_the_known_ones() -> None:
+    class Known(PipelineFamily):
+        pipelines = ("StableDiffusionPipeline",)
+
+    assert family_of([Known], "StableDiffusionPipeline", "x") is Known
     with pytest.raises(ConfigError, match=r"policy\.base='x' is a FluxPipeline; .* StableDiffusionPipeline"):
-        family_of("FluxPipeline", "x")
+        family_of([Known], "FluxPipeline", "x")
