@@ -22,7 +22,17 @@ LAYERS = (
     {"training.config", "slots"},
     {"policies", "rewards", "objectives", "encoders"},
     {"evaluation"},
-    {"config", "cells", "recipe_help", "recipe_text", "training", "launch", "evaluation.run", "evaluation.self_samples"},
+    {
+        "config",
+        "cells",
+        "recipe_help",
+        "recipe_text",
+        "training",
+        "launch",
+        "evaluation.run",
+        "evaluation.self_samples",
+        "synthesis",
+    },
     {"cli"},
 )
 

@@ -100,6 +100,23 @@ def read_recipe(
     return _resolve(tree, problems, source, known or registry())
 
 
+def load_config(reader: type[Read], path: str, overrides: Sequence[str] = ()) -> Read:
+    """Read a YAML file of another shape than a recipe of training, with overrides; its slots look themselves up.
+
+    Raises `ConfigError` that lists every problem. Paths are treated as in `load_recipe`.
+    """
+    text, source = _find(path, registry())
+    tree, problems = read_yaml(text)
+    if not isinstance(tree, dict):
+        raise _error(source, problems or [Problem("", "expected a mapping of keys to values")])
+    for override in overrides:
+        problems += apply_override(tree, override)
+    read, wrong = _parse(reader, _functions_found(tree, Path(source).parent), ())
+    if read is None or problems or wrong:
+        raise _error(source, [*problems, *wrong])
+    return read
+
+
 def _find(name_or_path: str, known: Registry) -> tuple[str, str]:
     """Return the text of a recipe, and what to call it."""
     path = Path(name_or_path)

@@ -59,6 +59,16 @@ class PluginSlot(Slot):
         return self._spec.load()(self._config)
 
 
+class PolicySlot(PluginSlot):
+    """A policy that is only read: its name and options, as in the recipe's own ``policy``."""
+
+    kind: ClassVar[str] = "policies"
+
+    def load(self, device: str) -> Any:
+        """Import the policy's module and return the policy, without gradients."""
+        return self._spec.load()(self.config, device=device, seed=0).requires_grad_(False).eval()
+
+
 def numbered(names: Sequence[str]) -> list[str]:
     """Return the names as distinct labels: one that comes again is numbered, ``dpo`` and ``dpo 2``."""
     return [f"{name} {names[:at].count(name) + 1}" if name in names[:at] else name for at, name in enumerate(names)]

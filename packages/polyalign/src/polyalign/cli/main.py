@@ -163,6 +163,23 @@ def evaluate(
     typer.echo(run.eval(load_recipe(source, overrides or []), _run_folder(source), out=out))
 
 
+@app.command()
+def synthesize(
+    recipe: Annotated[str, typer.Argument(help="a YAML file: data, and a synthesizer (`polyalign list synthesizers`)")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="the new .jsonl file; default: synthesized/<name>/train.jsonl")] = None,
+) -> None:
+    """Make new records of given ones: critique and refinement, say. Killed, it goes on where it was."""
+    from polyalign.config import load_config
+    from polyalign.synthesis.config import SynthesisRecipe
+
+    read = load_config(SynthesisRecipe, recipe, overrides or [])
+    from polyalign.synthesis import run  # only now: torch takes a while to import
+
+    target = out or Path("synthesized") / read.name.replace("/", "-") / "train.jsonl"
+    typer.echo(run.summary(*run.synthesize(read, target), target))
+
+
 def _run_folder(source: str) -> Path | None:
     return Path(source) if Path(source).is_dir() else None
 

@@ -46,7 +46,7 @@ def sample(
 ) -> str:
     """Generate from the run in ``folder`` (or from the recipe's starting model) into ``out``; return a summary."""
     policy, _ = build(resolved)
-    _load(policy, folder)
+    load_weights(policy, folder)
     asked = prompts or report_prompts(resolved, *datasets(resolved))
     if not asked:
         raise TrainingError("nothing to generate: give --prompt, or set report.prompts in the recipe")
@@ -79,7 +79,7 @@ def sample_records(
     """Answer the recipe's training records (or the prompts), ``count`` times each, into the records ``target``; return a line
     about it. See `self_samples.write`."""
     policy, _ = build(resolved)
-    step = _load(policy, folder)
+    step = load_weights(policy, folder)
     data = resolved.recipe.data
     found = self_samples.asked(prompts) if prompts else self_samples.records_in(data.train, data.tags)
     maker = f"{folder.name if folder else resolved.recipe.name} step {step}"
@@ -109,7 +109,7 @@ def merge(resolved: Resolved, folder: Path, target: Path) -> str:
     if target.exists() and any(target.iterdir()):
         raise TrainingError(f"{str(target)!r} is not empty; name a new folder")
     policy, _ = build(resolved)
-    step = _load(policy, folder)
+    step = load_weights(policy, folder)
     policy.save_merged(target)
     return f"{target}: the model of step {step}, adapters merged"
 
@@ -126,7 +126,7 @@ def score(resolved: Resolved, folder: Path | None, *, out: Path | None = None) -
     if (head := reward_model_in(objective)) is objective and head is not None:
         if folder is None:
             raise TrainingError("an untrained reward model gives every response the same score: give a run folder")
-        _load(policy.eval(), folder)
+        load_weights(policy.eval(), folder)
         load_head(head, folder / "model")
         head.to(next((parameter.device for parameter in policy.parameters()), torch.device("cpu")))
         found = preferences(head, policy, [data[index] for index in range(len(data))])
@@ -136,7 +136,7 @@ def score(resolved: Resolved, folder: Path | None, *, out: Path | None = None) -
     uses_reference = "reference" in objective.needs and folder is not None
     settings = resolved.recipe.reference.model_copy(update={"cache": False})
     reference = build_reference(policy, settings, cache_folder()) if uses_reference else None
-    _load(policy, folder)
+    load_weights(policy, folder)
     policy.eval()
     rows, wins = [], []
     for index in range(len(data)):
@@ -173,7 +173,7 @@ def eval(resolved: Resolved, folder: Path | None, *, out: Path | None = None) ->
     place = (out or folder) / "samples"
     settings = resolved.recipe.report
     before: list[Response] = generate(policy, prompts, settings, place / "before")
-    step = _load(policy, folder)
+    step = load_weights(policy, folder)
     after = generate(policy, prompts, settings, place / f"after-{step:06d}")
     lines = [f"{len(prompts)} prompts, {settings.samples_per_prompt} samples each; mean [95 % interval]"]
     for verdict in judge(before, after, settings.samples_per_prompt, *judges(resolved)):
@@ -183,7 +183,7 @@ def eval(resolved: Resolved, folder: Path | None, *, out: Path | None = None) ->
     return "\n".join(lines)
 
 
-def _load(policy: Policy, folder: Path | None) -> int:
+def load_weights(policy: Policy, folder: Path | None) -> int:
     """Put a run's trained weights into the policy; return the step they come from."""
     if folder is None:
         return 0

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from polyalign.assets import resolve_dataset
 from polyalign.errors import TrainingError
-from polyalign.policies.base import Policy
+from polyalign.policies.base import Policy, Rollout
 from polyalign.records.convert import moved
 from polyalign.records.files import open_file, records_of, split_files
 from polyalign.records.jsonl import write_jsonl
+from polyalign.records.modality import Modality
 from polyalign.records.samples import MediaSource, Prompt
 from polyalign.records.schema import (
     SELF,
@@ -129,14 +130,17 @@ def _answers(
         worded = [_with_prefix(prompt, prefix) for prompt in prompts]
         rollouts = policy.generate(worded, samples_per_prompt=each, seed=seed, **decoding)
         for number, rollout in enumerate(rollouts):
-            if codec is None:
-                parts: tuple[Any, ...] = rollout.parts or (TextPart(text=str(rollout.output)),)
-            else:
-                (modality,) = policy.outputs - {"text"}
-                data = codec[0].encode(rollout.output, codec[1])
-                parts = (MediaPart(media=store.add(data, modality, codec[1])),)
-            answers[number // each].append(parts)
+            answers[number // each].append(parts_of(rollout, codec, store))
     return answers
+
+
+def parts_of(rollout: Rollout, codec: tuple[Modality, str] | None, store: MediaStore) -> tuple[Any, ...]:
+    """Return what a policy made as the parts of a candidate; a medium, encoded by the ``codec`` of its modality, goes into the
+    store."""
+    if codec is None:
+        return rollout.parts or (TextPart(text=str(rollout.output)),)
+    modality, mime = codec
+    return (MediaPart(media=store.add(modality.encode(rollout.output, mime), modality.name, mime)),)
 
 
 def _with_prefix(prompt: Prompt, prefix: str) -> Prompt:

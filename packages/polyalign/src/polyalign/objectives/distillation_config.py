@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from polyalign.slots import PluginSlot
+from polyalign.slots import PolicySlot
 from polyalign.training.config import Config
 
 Rest = Literal["bucket", "renormalised", "dropped"]
 
 
-class TeacherSlot(PluginSlot):
-    """A policy that is only read: its name and options, as in the recipe's own ``policy``."""
-
-    kind: ClassVar[str] = "policies"
-
-    def load(self, device: str) -> Any:
-        """Import the policy's module and return the policy, without gradients."""
-        return self._spec.load()(self.config, device=device, seed=0).requires_grad_(False).eval()
-
-
 class TeacherConfig(Config):
     """Who teaches, and what is kept of what it says. It reads the training data once and is not in memory while training."""
 
-    policy: TeacherSlot = Field(description="the teacher, of the student's vocabulary; for dckd and adpa tuned to preferences")
-    reference: TeacherSlot | None = Field(None, description="the teacher before it was tuned to preferences; adpa needs it")
+    policy: PolicySlot = Field(description="the teacher, of the student's vocabulary; for dckd and adpa tuned to preferences")
+    reference: PolicySlot | None = Field(None, description="the teacher before it was tuned to preferences; adpa needs it")
     top_k: int = Field(128, gt=0, description="how many likely tokens are kept at each position; the rest is one number")
     dtype: Literal["float16", "float32"] = Field("float16", description="how log-probabilities are kept on disk")
     self_samples: int = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import EncoderSpec, ImporterSpec, ObjectiveSpec, PolicySpec, RewardSpec
+from polyalign.plugins.specs import EncoderSpec, ImporterSpec, ObjectiveSpec, PolicySpec, RewardSpec, SynthesizerSpec
 
 
 @hookimpl
@@ -57,3 +57,23 @@ def polyalign_importers() -> Iterable[ImporterSpec]:
     from polyalign.records.importing.specs import IMPORTERS
 
     return IMPORTERS
+
+
+@hookimpl
+def polyalign_synthesizers() -> Iterable[SynthesizerSpec]:
+    return (
+        SynthesizerSpec(
+            name="language-feedback",
+            summary="Responses are criticised in words and refined by that; what got better becomes pairs",
+            target="polyalign.synthesis.language_feedback:LanguageFeedback",
+            config="polyalign.synthesis.config:LanguageFeedbackConfig",
+            source="Align-Anything (arXiv 2412.15838), learning from language feedback",
+        ),
+        SynthesizerSpec(
+            name="critique-examples",
+            summary="Critiques in records become examples that a critic is trained on, by the sft objective",
+            target="polyalign.synthesis.critique_examples:CritiqueExamples",
+            config="polyalign.synthesis.config:CritiqueExamplesConfig",
+            source="Align-Anything (arXiv 2412.15838), feedback modelling",
+        ),
+    )

@@ -17,6 +17,7 @@ from polyalign.plugins.specs import (
     PolicySpec,
     RecipeSpec,
     RewardSpec,
+    SynthesizerSpec,
 )
 
 PROJECT = "polyalign"
@@ -57,6 +58,11 @@ def polyalign_importers() -> Iterable[ImporterSpec]:  # type: ignore[empty-body]
 @hookspec
 def polyalign_evaluators() -> Iterable[EvaluatorSpec]:  # type: ignore[empty-body]
     """Return judges of generated responses, used after training and never as its signal."""
+
+
+@hookspec
+def polyalign_synthesizers() -> Iterable[SynthesizerSpec]:  # type: ignore[empty-body]
+    """Return makers of new records, for ``polyalign synthesize``: critique and refinement, rankings by judges ..."""
 
 
 @hookspec

@@ -167,6 +167,13 @@ class EvaluatorSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SynthesizerSpec(Spec):
+    """Makes new records of given ones; target is a `polyalign.synthesis.base.Synthesizer` subclass."""
+
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeSpec(Spec):
     """One YAML file = one run; target is "package:path/inside/it.yaml"."""
 
@@ -193,6 +200,7 @@ KINDS: dict[str, type[Spec]] = {
     "objectives": ObjectiveSpec,
     "importers": ImporterSpec,
     "evaluators": EvaluatorSpec,
+    "synthesizers": SynthesizerSpec,
     "recipes": RecipeSpec,
     "datasets": DatasetSpec,
     "models": ModelSpec,

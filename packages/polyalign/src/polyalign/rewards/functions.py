@@ -29,8 +29,7 @@ class FunctionReward(Reward):
     def __init__(self, name: str, config: FunctionConfig | None = None) -> None:
         self.name = name
         self.options = dict((config or FunctionConfig()).options)
-        path, _, function = name.rpartition(":")
-        self.function = _function(_module(Path(path).resolve(), name), function, name)
+        self.function = user_function(name)
         self.batched = _is_batched(self.function, self.options, name)
 
     def score(self, items: Sequence[Judged]) -> list[float]:
@@ -51,11 +50,15 @@ class FunctionReward(Reward):
             raise RewardError(f"{self.name!r} returned {value!r} for item {position}; expected a number") from error
 
 
+def user_function(name: str) -> Callable[..., Any]:
+    """Return the function that ``file.py:function`` names. Raises `RewardError` for a file or function that is not there."""
+    path, _, function = name.rpartition(":")
+    return _function(_module(Path(path).resolve(), name), function, name)
+
+
 def _module(path: Path, name: str) -> ModuleType:
     if not path.is_file():
-        raise RewardError(
-            f"reward {name!r}: there is no file {str(path)!r}; the path is relative to the recipe or to where you are"
-        )
+        raise RewardError(f"{name!r}: there is no file {str(path)!r}; the path is relative to the recipe or to where you are")
     key = f"polyalign_user_{path.stem}_{crc32(bytes(path)):08x}"
     spec = spec_from_file_location(key, path)
     assert spec is not None and spec.loader is not None
@@ -65,7 +68,7 @@ def _module(path: Path, name: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise RewardError(f"reward {name!r}: running {path.name} failed: {type(error).__name__}: {error}") from error
+        raise RewardError(f"{name!r}: running {path.name} failed: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
     return module
@@ -76,7 +79,7 @@ def _function(module: ModuleType, function: str, name: str) -> Callable[..., Any
     if found is None or not callable(found):
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise RewardError(
-            f"reward {name!r}: the file has no function {function!r}.{nearest(function, own)} It has: {', '.join(own) or 'none'}."
+            f"{name!r}: the file has no function {function!r}.{nearest(function, own)} It has: {', '.join(own) or 'none'}."
         )
     call: Callable[..., Any] = found
     return call

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from polyalign.errors import RewardError
 from polyalign.plugins.registry import registry
 from polyalign.plugins.specs import ModalitySpec
-from polyalign.records.schema import MediaPart
+from polyalign.records.samples import Prompt
+from polyalign.records.schema import MediaPart, TextPart
 from polyalign.rewards.base import Judged
 
 Part = dict[str, Any]
@@ -95,17 +96,27 @@ def _after_thoughts(reply: str) -> str:
     return re.sub(r"<think>.*?(</think>|$)", "", reply, flags=re.DOTALL).rpartition("</think>")[2].strip()
 
 
+def chat_messages(prompt: Prompt) -> tuple[Part, ...]:
+    """Return a conversation as an endpoint takes it, its pictures inline. Raises `RewardError` for other media."""
+    item = Judged.of(prompt, None)
+    return tuple(
+        {"role": message.role, "content": _content([_shown(part, item) for part in message.parts])} for message in prompt
+    )
+
+
 def _messages(system: str, parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Join neighbouring text; a conversation without media is plain text, which every endpoint takes."""
+    return {"role": "system", "content": system}, {"role": "user", "content": _content(parts)}
+
+
+def _content(parts: Sequence[Part]) -> Any:
+    """Join neighbouring text; what has no media is plain text, which every endpoint takes."""
     joined: list[Part] = []
     for part in parts:
         if part["type"] == "text" and joined and joined[-1]["type"] == "text":
             joined[-1] = {"type": "text", "text": f"{joined[-1]['text']}\n{part['text']}"}
         else:
             joined.append(part)
-    only_text = len(joined) == 1 and joined[0]["type"] == "text"
-    content: Any = joined[0]["text"] if only_text else joined
-    return {"role": "system", "content": system}, {"role": "user", "content": content}
+    return joined[0]["text"] if len(joined) == 1 and joined[0]["type"] == "text" else joined
 
 
 def _marked(name: str, parts: Sequence[Part]) -> list[Part]:
@@ -116,16 +127,18 @@ def _prompt(item: Judged) -> list[Part]:
     parts: list[Part] = []
     for message in item.prompt:
         parts.append(_text(f"{message.role}:"))
-        for part in message.parts:
-            parts.append(_medium(part, item) if isinstance(part, MediaPart) else _text(part.text))
+        parts += [_shown(part, item) for part in message.parts]
     return _marked("CONVERSATION", parts)
 
 
-def _medium(part: MediaPart, item: Judged) -> Part:
-    ref = part.media
+def _shown(part: TextPart | MediaPart, item: Judged) -> Part:
+    if isinstance(part, TextPart):
+        return _text(part.text)
     if item.media is None:
-        raise RewardError(f"the judge cannot see the {ref.modality} of a prompt: the item does not say where its media lie")
-    return _picture(item.media.read(ref), ref.mime)
+        raise RewardError(
+            f"the judge cannot see the {part.media.modality} of a prompt: the item does not say where its media lie"
+        )
+    return _picture(item.media.read(part.media), part.media.mime)
 
 
 def _output(item: Judged) -> list[Part]:
