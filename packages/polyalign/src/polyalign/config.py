@@ -166,6 +166,11 @@ def _resolve(tree: dict[str, Any], problems: list[Problem], source: str, known: 
         if view in VIEW_GIVES and (lacking := objective.lacking_in(view)):
             way_out = f"leave it out, or write {objective.view}"
             problems.append(Problem("data.view", f"{view!r} gives no {lacking}, which {objective.name!r} needs; {way_out}"))
+        answered = objective.view if view in (None, "auto") else view
+        if _at(tree, ("data", "self_samples")) is not None and answered != "self_samples":
+            problems.append(
+                Problem("data.self_samples", f"{objective.name!r} here reads the {answered!r} view, not these; drop it")
+            )
         problems += _online_problems(tree, objective)
     if problems:
         raise _error(source, problems)

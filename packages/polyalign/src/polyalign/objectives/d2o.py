@@ -31,8 +31,8 @@ class D2O(Objective):
     K pairs, since DPO's link is convex. Edges weigh within their list, a list counts with the largest weight of its edges,
     and its margin is the mean of theirs.
 
-    The samples should be the policy's own as it now is: `polyalign sample --records` writes them, again every some hundred
-    steps. From a policy that learns on samples anew at every step the paper's loss makes it collapse on them.
+    The samples should be the policy's own as it now is: ``data.self_samples`` makes them anew every some hundred steps, or
+    `polyalign sample --records` does. A policy whose samples are new at every step collapses on them under the paper's loss.
 
     At the reference, if there is one only: ln 2. Denoising: draws are averaged after the link, within one draw the K
     self-samples share time and noise with y_l.

@@ -46,6 +46,15 @@ class SourceConfig(Config):
     allow_urls: bool = Field(False, description="media may be fetched over http(s), once, with their hash checked")
 
 
+class SelfSamplesConfig(Config):
+    """The policy answers the training prompts itself, and again every so many steps, with the weights of that moment."""
+
+    count: int = Field(11, gt=0, description="answers to each prompt (D2O's K)")
+    every: int = Field(100, gt=0, description="steps before it answers again; from answers new at every step it would collapse")
+    prefixes: tuple[str, ...] = Field((), description="texts that take turns in front of the prompt, and are not trained on")
+    decoding: dict[str, Any] = Field(default_factory=dict, description="how answers are drawn, as the policy's generate takes it")
+
+
 class DataConfig(Config):
     train: tuple[SourceConfig, ...] = Field(min_length=1)
     eval: tuple[SourceConfig, ...] = ()
@@ -54,6 +63,9 @@ class DataConfig(Config):
     )
     aspect: str | None = Field(None, description="use only feedback about this aspect")
     tags: tuple[str, ...] = Field((), description="use only records that carry all of these tags")
+    self_samples: SelfSamplesConfig | None = Field(
+        None, description="the policy's own answers, made in the run (view self_samples); none: the records carry them"
+    )
     workers: int = Field(0, ge=0, description="loader worker processes")
     prefetch: int = Field(2, ge=1, description="batches each worker prepares ahead")
     max_skipped: float = Field(0.01, ge=0, le=1, description="share of bad records above which the run fails")
@@ -186,6 +198,16 @@ class Recipe(Config):
     def _one_budget(self) -> Recipe:
         if self.training.micro_batch_size and self.training.micro_batch_budget:
             raise ValueError("training.micro_batch_size and training.micro_batch_budget exclude each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_are_new(self) -> Recipe:
+        if self.data.self_samples is None:
+            return self
+        if self.reference.cache or any(reference.cache for reference in self.references.values()):
+            raise ValueError("reference.cache does not go with data.self_samples: answers are new in every round; drop it")
+        if self.training.sharding == "fully_shard":
+            raise ValueError("data.self_samples does not go with training.sharding=fully_shard: no process can answer alone")
         return self
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
 from polyalign.slots import numbered
 from polyalign.training import checkpoint, teaching
+from polyalign.training.own_answers import OwnAnswers
 from polyalign.training.report import card, page
 from polyalign.training.report.judging import Judgement, judge
 from polyalign.training.report.samples import Response, generate
@@ -51,10 +52,11 @@ class Run:
 
 
 def datasets(resolved: Resolved) -> tuple[ExampleDataset, ExampleDataset | None]:
-    """Return the training examples and, if the recipe names some, the held-out ones."""
+    """Return the training examples and, if the recipe names some, the held-out ones. Of records whose prompts the policy has yet
+    to answer (``data.self_samples``), the training examples are the prompts."""
     data = resolved.recipe.data
     settings: dict[str, Any] = {"aspect": data.aspect, "tags": data.tags, "max_skipped": data.max_skipped}
-    train_set = ExampleDataset(data.train, resolved.view, **settings)
+    train_set = ExampleDataset(data.train, "prompts" if data.self_samples else resolved.view, **settings)
     return train_set, ExampleDataset(data.eval, resolved.view, **settings) if data.eval else None
 
 
@@ -104,7 +106,10 @@ def train(resolved: Resolved, out: Path, resume: bool = False, max_steps: int | 
     further = further_references(resolved, policy, objective, cache, rank)
     judged = rollout_judges(resolved)
     taught = teaching.prepare(resolved, policy, train_set, held_out)
-    trainer = Trainer(recipe, policy, objective, reference, taught.data, taught.held_out, out, judged, demonstrations, further)
+    answers = OwnAnswers(recipe, policy, out / "self-samples") if recipe.data.self_samples else None
+    trainer = Trainer(
+        recipe, policy, objective, reference, taught.data, taught.held_out, out, judged, demonstrations, further, answers
+    )
     trained = trainer.train(resume)
     if trainer.sharded:  # one process cannot save or sample from its shard: take the whole weights from the checkpoint
         policy = build(resolved)[0]

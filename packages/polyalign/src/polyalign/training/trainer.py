@@ -27,6 +27,7 @@ from polyalign.training.batches import ExampleSource, Steps, fixed_batches
 from polyalign.training.config import Recipe
 from polyalign.training.online import RolloutSteps
 from polyalign.training.optimizer import MovingAverage, build_optimizer, learning_rate
+from polyalign.training.own_answers import OwnAnswers, RefreshedSteps
 from polyalign.training.progress import Progress
 from polyalign.training.rollouts import Judges
 from polyalign.training.tracking import Metrics
@@ -46,6 +47,7 @@ class Trainer:
     """Trains ``policy`` on ``data`` by ``objective``. The reference must be built before (it holds the starting weights).
 
     With ``recipe.online`` the data are prompts, whose answers the ``judges`` reward; ``demonstrations`` are imitated beside them.
+    With ``recipe.data.self_samples`` they are prompts too, and the examples come from ``answers``.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Trainer:
         judges: Judges | None = None,
         demonstrations: ExampleSource | None = None,
         further_references: Mapping[str, Reference] | None = None,
+        answers: OwnAnswers | None = None,
     ) -> None:
         self.recipe, self.config, self.folder = recipe, recipe.training, folder
         self.policy, self.objective, self.reference = policy, objective, reference
@@ -73,7 +76,8 @@ class Trainer:
         self.device = self.accelerator.device
         self.sharded = self.config.sharding == "fully_shard" and self.processes > 1
         _check_needs(objective, policy, self.processes)
-        _check_feedback(objective, data)
+        if answers is None:
+            _check_feedback(objective, data)
         _check_demonstrations(objective, demonstrations is not None)
 
         policy.to(self.device)
@@ -94,7 +98,7 @@ class Trainer:
         )
 
         self.rollouts = self._rollouts(data, judges, demonstrations)
-        self.steps = self.rollouts or Steps(data, policy.collator, self.config, self.rank, self.processes)
+        self.steps = self.rollouts or (self._refreshed(answers) if answers else self._over(data))
         size = self.config.micro_batch_size or self.config.batch_size
         if held_out is not None and len(held_out) < self.processes:
             raise TrainingError(
@@ -196,6 +200,13 @@ class Trainer:
         return {f"eval/{name}": value for name, value in found.items()}
 
     # around the steps
+
+    def _over(self, data: ExampleSource) -> Steps:
+        return Steps(data, self.policy.collator, self.config, self.rank, self.processes)
+
+    def _refreshed(self, answers: OwnAnswers) -> RefreshedSteps:
+        assert self.recipe.data.self_samples is not None
+        return RefreshedSteps(lambda number: self._over(answers[number]), self.recipe.data.self_samples.every)
 
     def _rollouts(self, data: ExampleSource, judges: Judges | None, demonstrations: ExampleSource | None) -> RolloutSteps | None:
         online = self.recipe.online
