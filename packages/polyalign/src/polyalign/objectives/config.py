@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from polyalign.training.config import Config
 
-KindName = Literal["token", "denoising", "transition", "action"]
+KindName = Literal["token", "denoising", "transition", "action", "media"]
 Reduction = Literal["sum", "mean"]
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 Positive = Annotated[float, Field(gt=0)]

@@ -25,6 +25,7 @@ class Kind(IntEnum):
     DENOISING = 1
     TRANSITION = 2
     ACTION = 3
+    MEDIA = 4  # a token that is a code of a medium, in models that write media as tokens
 
 
 @dataclass
@@ -149,6 +150,8 @@ class Rollout:
     """One generated response with what is needed to score it again.
 
     ``output`` is the decoded response (PIL image, text, waveform array ...); ``parts`` is set when it is plain text.
+    ``modalities`` is set where a policy writes several: what ``output`` is, or, of a response of several parts, what each thing
+    in the tuple ``output`` is.
     """
 
     prompt: tuple[Message, ...]
@@ -157,6 +160,7 @@ class Rollout:
     old_log_probs: Tensor | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[TextPart | MediaPart, ...] = ()
+    modalities: tuple[str, ...] = ()
 
 
 Rollouts = tuple[Rollout, ...]  # prompt-major: all samples of prompt 0, then of prompt 1 ...
