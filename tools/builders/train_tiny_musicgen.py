@@ -1,6 +1,6 @@
 """Train `zoo:tiny-musicgen`: a MusicgenForConditionalGeneration that plays tunes of a few notes as its prompt asks.
 
-    python3 tools/dev.py zoo tiny-musicgen                        # all stages; the decoder takes 1,200 steps, about two minutes on one core
+    python3 tools/dev.py zoo tiny-musicgen                        # all stages, about a minute on one core
     python3 tools/dev.py zoo tiny-musicgen decoder --steps 2000   # goes on from the checkpoint in --work
     python3 tools/dev.py zoo tiny-musicgen export
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from polyalign.policies.config import LoraConfig
+from polyalign.policies.pipelines.config import PipelineConfig
 from polyalign.training.config import Config
 
 
@@ -31,3 +32,32 @@ class CodecDecodingConfig(Config):
     top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest codes that together reach it")
     guidance: float = Field(1.0, ge=1, description="1: none; MusicGen's own default is 3")
     batch_size: int = Field(32, gt=0, description="clips drawn at once; it changes speed and memory only")
+
+
+class TextToAudioConfig(PipelineConfig):
+    """A diffusers pipeline that makes sound (StableAudioPipeline, AudioLDM2Pipeline)."""
+
+    seconds: float | None = Field(None, gt=0, description="length of every clip; none: what the pipeline was made for")
+
+
+class DnsMosConfig(Config):
+    """The ``dnsmos`` reward."""
+
+    aspect: Literal["signal", "background", "overall"] = "overall"
+    windows: int = Field(8, gt=0, description="of a long clip, so many windows of 9 s are judged at most")
+
+
+class ClapConfig(Config):
+    """The ``clap`` encoder and reward. ``model``: a folder, zoo:NAME or a model hub id of a ClapModel."""
+
+    model: str = "laion/clap-htsat-unfused"
+    device: str | None = Field(None, description="none: the first GPU if there is one, else the CPU")
+    batch_size: int = Field(16, gt=0)
+
+
+class TuneRuleConfig(Config):
+    """The ``tune_rule`` reward. Without ``words`` it listens for those of the prompt."""
+
+    words: str | None = Field(None, description="what to hear whatever the prompt asks: rising, falling, low, high, slow, fast")
+    boundary: float = Field(340.0, gt=0, description="Hz; notes below are low")
+    slow: float = Field(0.22, gt=0, description="seconds from note to note; less is fast")

@@ -65,14 +65,18 @@ def tones(rate: int = RATE, seconds: float = 0.1) -> tuple[list[Record], MemoryM
 
 @cache
 def _weights() -> dict[str, torch.Tensor]:
+    """Return random weights, and codebooks of what the random encoder makes of the notes, so that these differ in codes."""
     from transformers import MusicgenForConditionalGeneration
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model = MusicgenForConditionalGeneration(_config())
-        for name, value in model.state_dict().items():
-            if name.endswith("codebook.embed"):
-                torch.nn.init.normal_(value)
+        model = MusicgenForConditionalGeneration(_config()).eval()
+        notes = np.concatenate([tone(hertz, 0.2).samples for hertz in NOTES.values()])
+        left = model.audio_encoder.encoder(torch.from_numpy(notes)[None, None])[0].T  # [frames, 8]
+        for layer in model.audio_encoder.quantizer.layers:
+            book = layer.codebook
+            book.embed.copy_(left[torch.randperm(len(left))[: len(book.embed)]])
+            left = left - book.decode(book.quantize(left))
     return model.state_dict()
 
 

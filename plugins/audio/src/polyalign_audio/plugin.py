@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import ModalitySpec, PolicySpec
+from polyalign.plugins.specs import DatasetSpec, EncoderSpec, ModalitySpec, PolicySpec, RecipeSpec, RewardSpec
 
 
 @hookimpl
@@ -35,4 +35,89 @@ def polyalign_policies() -> list[PolicySpec]:
             switches={"values": "value_head"},
             fixture="polyalign_audio.generation_fixture:codec_fixture",
         ),
+        PolicySpec(
+            name="text-to-audio",
+            summary="diffusers text-to-audio pipelines: Stable Audio (waveform latents), AudioLDM2 (mel latents)",
+            target="polyalign_audio.text_to_audio:build",
+            config="polyalign_audio.generation_config:TextToAudioConfig",
+            requires=("diffusers", "soundfile"),
+            family="denoising",
+            inputs=("text",),
+            outputs=("audio",),
+            provides=("log_probs", "predictions", "sample_grad"),
+            fixture="polyalign_audio.pipeline_fixture:fixtures",
+        ),
+    ]
+
+
+@hookimpl
+def polyalign_encoders() -> list[EncoderSpec]:
+    return [
+        EncoderSpec(
+            name="clap",
+            summary="CLAP embeddings of sound and text, transformers layout",
+            target="polyalign_audio.clap:ClapEncoder",
+            config="polyalign_audio.generation_config:ClapConfig",
+            inputs=("audio", "text"),
+            requires=("torch", "transformers"),
+        )
+    ]
+
+
+@hookimpl
+def polyalign_rewards() -> list[RewardSpec]:
+    return [
+        RewardSpec(
+            name="dnsmos",
+            summary="How people would rate speech, 1 to 5: DNSMOS P.835 (pip install 'polyalign-audio[quality]')",
+            target="polyalign_audio.dnsmos:DnsMos",
+            config="polyalign_audio.generation_config:DnsMosConfig",
+            inputs=("audio",),
+            requires=("soundfile",),
+        ),
+        RewardSpec(
+            name="clap",
+            summary="How well a clip fits its prompt: cosine of CLAP embeddings",
+            target="polyalign_audio.clap:ClapScore",
+            config="polyalign_audio.generation_config:ClapConfig",
+            inputs=("text", "audio"),
+            requires=("torch", "transformers"),
+        ),
+        RewardSpec(
+            name="tune_rule",
+            summary="Share of the asked words heard in a tune: rising or falling, low or high, slow or fast",
+            target="polyalign_audio.tunes:TuneRule",
+            config="polyalign_audio.generation_config:TuneRuleConfig",
+            inputs=("text", "audio"),
+            rule=True,
+        ),
+    ]
+
+
+@hookimpl
+def polyalign_datasets() -> list[DatasetSpec]:
+    return [
+        DatasetSpec(
+            name="spoken-emoji",
+            summary="names of emoji spoken in twelve voices; preferences for the speed, pitch, voice and words asked for, by rule",
+            target="polyalign_audio.shipped:spoken_emoji",
+            licence="MIT",
+        ),
+        DatasetSpec(
+            name="tune-prompts",
+            summary="sixteen tunes to ask zoo:tiny-musicgen for; no clips",
+            target="polyalign_audio.shipped:tune_prompts",
+            licence="CC0-1.0",
+        ),
+    ]
+
+
+@hookimpl
+def polyalign_recipes() -> list[RecipeSpec]:
+    summaries = {
+        "grpo-tunes": "GRPO on a tiny MusicGen: tunes as their prompts ask, by a rule that listens for notes",
+    }
+    return [
+        RecipeSpec(name=f"audio/{name}", summary=summary, target=f"polyalign_audio:recipes/{name}.yaml")
+        for name, summary in summaries.items()
     ]

@@ -11,3 +11,8 @@ def spoken_emoji() -> Path:
     if packaged.is_dir():
         return packaged
     return Path(__file__).parents[4] / "datasets" / "spoken-emoji"
+
+
+def tune_prompts() -> Path:
+    """Return the folder of the ``tune-prompts``."""
+    return Path(__file__).parent / "data" / "tune-prompts"

@@ -50,6 +50,13 @@ class Schedule:
         sigma = shift * level / (1 + (shift - 1) * level)
         return cls("flow", 1 - sigma, sigma, sigma * steps)
 
+    @classmethod
+    def cosine(cls, steps: int = 1000) -> Schedule:
+        """Return the schedule of v-prediction on a quarter circle, ``signal = cos(pi t / 2)``, ``noise = sin(pi t / 2)``, with
+        timesteps ``t = 1/steps ... 1`` (Stable Audio, arXiv 2407.14358; v as in Salimans & Ho 2022)."""
+        level = torch.arange(1, steps + 1, dtype=torch.float32) / steps
+        return cls("v_prediction", (level * math.pi / 2).cos(), (level * math.pi / 2).sin(), level)
+
     def __len__(self) -> int:
         return len(self.signal)
 

@@ -49,6 +49,10 @@ class PipelinePolicy(DenoisingPolicy):
     def __init__(self, pipeline: Any, config: PipelineConfig, seed: int = 0) -> None:
         family = family_of(self.families, type(pipeline).__name__, config.base)
         network = getattr(pipeline, family.denoiser)
+        if config.lora is not None and not hasattr(network, "add_adapter"):
+            raise ConfigError(
+                f"diffusers has no LoRA for {type(network).__name__}; drop policy.lora, to train the whole denoiser"
+            )
         frozen = FrozenPipeline(pipeline, family)
         media, latents, cost = self.media_size(pipeline, network, config)
         fingerprints = (

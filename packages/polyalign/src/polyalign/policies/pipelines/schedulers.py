@@ -30,6 +30,10 @@ def schedule_of(scheduler: Any, prediction: str = "auto") -> Schedule:
                 f"the scheduler predicts {kind!r}; expected 'epsilon' or 'v_prediction' (policy.prediction sets it)"
             )
         return Schedule.variance_preserving(fresh.alphas_cumprod, kind)
+    if is_cosine(fresh):
+        if fresh.config.prediction_type != "v_prediction" or fresh.config.sigma_data != 1.0 or prediction == "epsilon":
+            raise ConfigError(f"{type(fresh).__name__} is known with v_prediction and sigma_data 1 only")
+        return Schedule.cosine(fresh.config.num_train_timesteps)
     raise ConfigError(
         f"{type(fresh).__name__} has neither alphas_cumprod nor flow matching; "
         "use a pipeline with a DDIM-like or FlowMatch scheduler"
@@ -39,6 +43,11 @@ def schedule_of(scheduler: Any, prediction: str = "auto") -> Schedule:
 def is_flow(scheduler: Any) -> bool:
     """Return whether a scheduler walks the straight path of flow matching (FlowMatch*, or UniPC with ``use_flow_sigmas``)."""
     return "FlowMatch" in type(scheduler).__name__ or bool(scheduler.config.get("use_flow_sigmas"))
+
+
+def is_cosine(scheduler: Any) -> bool:
+    """Return whether a scheduler tells its network an angle, as Stable Audio's does."""
+    return "CosineDPMSolver" in type(scheduler).__name__
 
 
 def grid_of_scheduler(scheduler: Any, steps: int, patches: int | None = None, levels: list[float] | None = None) -> Grid:
@@ -57,6 +66,10 @@ def grid_of_scheduler(scheduler: Any, steps: int, patches: int | None = None, le
         fresh.set_timesteps(steps, **more)
         noise = fresh.sigmas.double()
         return Grid(tuple((1 - noise).tolist()), tuple(noise.tolist()), tuple(fresh.timesteps.tolist()))
+    if is_cosine(fresh):  # its sigmas are noise over signal, here on one circle
+        fresh.set_timesteps(steps)
+        signal = (1 + fresh.sigmas.double() ** 2).rsqrt()
+        return Grid(tuple(signal.tolist()), tuple((1 - signal**2).sqrt().tolist()), tuple(fresh.timesteps.tolist()))
     from diffusers import DDIMScheduler
 
     ddim = DDIMScheduler.from_config(scheduler.config)
