@@ -1,0 +1,52 @@
+"""What this distribution adds to polyalign. Light: importing it costs milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from polyalign.plugins.hookspecs import hookimpl
+from polyalign.plugins.specs import TOKEN_POLICY_PROVIDES, DatasetSpec, PolicySpec
+
+PROVIDES = tuple(name for name in TOKEN_POLICY_PROVIDES if name != "mean_logit")
+
+
+@hookimpl
+def polyalign_policies() -> Iterable[PolicySpec]:
+    return [
+        PolicySpec(
+            name="any-to-any",
+            summary="any causal language model over text and codes of media: pictures, sound and text, in and out",
+            target="polyalign_any_to_any.policy:build",
+            config="polyalign_any_to_any.config:AnyToAnyConfig",
+            requires=("torch", "transformers", "peft"),
+            family="tokens",
+            inputs=("text", "image", "audio"),
+            outputs=("text", "image", "audio"),
+            provides=PROVIDES,
+            fixture="polyalign_any_to_any.fixture:fixture",
+        ),
+        PolicySpec(
+            name="picture-tokens",
+            summary="Chameleon, Emu3 and Janus: text and pictures, in prompts and in responses",
+            target="polyalign_any_to_any.native:build",
+            config="polyalign_any_to_any.config:PictureTokensConfig",
+            requires=("torch", "transformers", "peft"),
+            family="tokens",
+            inputs=("text", "image"),
+            outputs=("text", "image"),
+            provides=PROVIDES,
+            fixture="polyalign_any_to_any.native_fixture:fixture",
+        ),
+    ]
+
+
+@hookimpl
+def polyalign_datasets() -> Iterable[DatasetSpec]:
+    return [
+        DatasetSpec(
+            name="emoji-any",
+            summary="32 things as word, picture and spoken word: pairs over the six directions between them",
+            target="polyalign_any_to_any.shipped:emoji_any",
+            licence="Noto Emoji pictures Apache-2.0, Twemoji pictures CC-BY-4.0, words MIT",
+        )
+    ]
