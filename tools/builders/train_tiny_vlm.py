@@ -35,14 +35,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from polyalign.policies.media_training import freeze
 from polyalign.records.dataset import ExampleDataset
 from polyalign.records.samples import Prompt, Sample
 from polyalign.records.schema import MediaPart, TextPart, text_of
 from polyalign.records.store import MediaStore
 from polyalign.training.config import SourceConfig
 from polyalign_image.config import VisionLanguageConfig
-from polyalign_image.processor_encoder import ProcessorEncoder
-from polyalign_image.vision_language import VisionLanguagePolicy, freeze
+from polyalign_image.picture_kind import PictureEncoder
+from polyalign_image.vision_language import VisionLanguagePolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_DIR = ROOT / "packages/polyalign-zoo/src/polyalign_zoo/models/tiny-vlm"
@@ -104,8 +105,8 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 def policy_of(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> VisionLanguagePolicy:
     config = VisionLanguageConfig(base="zoo:tiny-vlm", max_length=256, max_response=64, tower="full")
-    freeze(model, config)
-    return VisionLanguagePolicy(model, ProcessorEncoder(processor, model.config.image_token_id), config)
+    freeze(model, config, "image")
+    return VisionLanguagePolicy(model, PictureEncoder(processor, model.config.image_token_id), config)
 
 
 def picture_of(sample: Sample) -> str:

@@ -30,19 +30,20 @@ from polyalign.policies.completion_mask import Encoded, Piece
 from polyalign.policies.fingerprint import weights_fingerprint
 from polyalign.policies.generation import left_padded_embeddings
 from polyalign.policies.media_features import MediaFeatures
+from polyalign.policies.media_training import freeze
 from polyalign.policies.token_collator import TokenCollator
 from polyalign.randomness import keyed_seed
 from polyalign.records.samples import MediaSource, Sample
 from polyalign.records.schema import Message
 from polyalign_image import vision_language
 from polyalign_image.config import AlignmentLevelsConfig
-from polyalign_image.processor_encoder import ProcessorEncoder
+from polyalign_image.picture_kind import PictureEncoder
 from polyalign_image.vision_language import VisionLanguagePolicy
 
 LEVELS_FILE = "alignment_levels.safetensors"
 
 
-class LevelEncoder(ProcessorEncoder):
+class LevelEncoder(PictureEncoder):
     """Leaves a place for the level behind the start token (in front, where there is none) of prompts with pictures."""
 
     needs_level = False
@@ -130,7 +131,7 @@ class AlignmentLevelsPolicy(VisionLanguagePolicy):
     by_token = (*VisionLanguagePolicy.by_token, "level_index", "question")
 
     def __init__(self, model: Any, encoder: LevelEncoder, config: AlignmentLevelsConfig, seed: int = 0) -> None:
-        medium, _ = encoder.probe_medium()
+        ((medium, _),) = encoder.probe_media()
         encoder.needs_level = False  # while probing
         super().__init__(model, encoder, config)
         if self.mode != "decoder":
@@ -230,7 +231,7 @@ def build(config: AlignmentLevelsConfig, *, device: str | torch.device = "cpu", 
     """Return the policy at its starting weights; levels and gate of an earlier stage are read from the base's folder."""
     folder = resolve_model(config.base)
     model, processor, within = vision_language.loaded(config, device)
-    vision_language.freeze(model, within, seed)
+    freeze(model, within, ("image",), seed)
     policy = AlignmentLevelsPolicy(
         model, LevelEncoder(processor, model.config.image_token_id, config.chat_template), within, seed
     )

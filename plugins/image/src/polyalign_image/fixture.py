@@ -10,14 +10,15 @@ from PIL import Image, ImageDraw
 
 from polyalign.policies.config import LoraConfig
 from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.media_training import freeze
 from polyalign.policies.tiny_language import byte_tokenizer
 from polyalign.records.samples import MediaSource
 from polyalign.records.schema import Candidate, Comparison, MediaPart, Message, Record, TextPart
 from polyalign.records.store import MemoryMedia
 from polyalign_image.alignment_levels import AlignmentLevelsPolicy, LevelEncoder
 from polyalign_image.config import AlignmentLevelsConfig, VisionLanguageConfig
-from polyalign_image.processor_encoder import ProcessorEncoder
-from polyalign_image.vision_language import VisionLanguagePolicy, freeze
+from polyalign_image.picture_kind import PictureEncoder
+from polyalign_image.vision_language import VisionLanguagePolicy
 
 TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n"
@@ -69,8 +70,8 @@ def policy(made: tuple[Any, Any] | None = None, seed: int = 0, **settings: Any) 
     model, processor = made or tiny_llava()
     options = {"max_length": 160, "max_response": 48, "lora": LoraConfig(rank=4), **settings}
     config = VisionLanguageConfig(base="tiny", **options)
-    freeze(model, config, seed)
-    return VisionLanguagePolicy(model, ProcessorEncoder(processor, model.config.image_token_id), config)
+    freeze(model, config, ("image",), seed)
+    return VisionLanguagePolicy(model, PictureEncoder(processor, model.config.image_token_id), config)
 
 
 def levels_policy(made: tuple[Any, Any] | None = None, seed: int = 0, **settings: Any) -> AlignmentLevelsPolicy:
@@ -78,7 +79,7 @@ def levels_policy(made: tuple[Any, Any] | None = None, seed: int = 0, **settings
     model, processor = made or tiny_llava()
     options = {"max_length": 160, "max_response": 48, "lora": LoraConfig(rank=4), "gate_hidden": 8, **settings}
     config = AlignmentLevelsConfig(base="tiny", **options)
-    freeze(model, config, seed)
+    freeze(model, config, ("image",), seed)
     return AlignmentLevelsPolicy(model, LevelEncoder(processor, model.config.image_token_id), config, seed)
 
 

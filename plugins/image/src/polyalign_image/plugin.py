@@ -24,6 +24,7 @@ def polyalign_modalities() -> list[ModalitySpec]:
             summary="Still pictures: PNG, JPEG, WebP, GIF, BMP",
             target="polyalign_image.modality:ImageModality",
             mimes=("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"),
+            media_kind="polyalign_image.picture_kind:PictureKind",
             requires=("PIL",),
         )
     ]

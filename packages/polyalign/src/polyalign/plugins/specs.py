@@ -50,9 +50,14 @@ def load_attribute(path: str, owner: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ModalitySpec(Spec):
-    """Codec and budget of one kind of media; target is a `polyalign.records.modality.Modality` subclass."""
+    """Codec and budget of one kind of media; target is a `polyalign.records.modality.Modality` subclass.
+
+    ``media_kind``: "module:Class", a `polyalign.policies.media_kinds.MediaKind` made from (placeholder, media_id), by which
+    other plugins' policies show this modality to transformers models.
+    """
 
     mimes: tuple[str, ...] = ()
+    media_kind: str | None = None
 
 
 # What a policy provides that is a `polyalign.policies.tokens.TokenPolicy` and adds nothing.
@@ -152,11 +157,13 @@ class ImporterSpec(Spec):
     """Reads a foreign data set; target is a `polyalign.records.importing.base.Importer` subclass.
 
     ``layout`` says which files and columns it reads. ``unverified``: what of it no copy of the data set has confirmed.
+    ``exporter``: "module:callable" that writes records in this layout: ``(source, target folder) -> {file: rows}``.
     """
 
     layout: str
     inputs: tuple[str, ...] = ()
     unverified: str = ""
+    exporter: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -19,13 +19,17 @@ _MARK = "\u2063response\u2063"  # invisible separators: no template alters or tr
 class Medium:
     """One medium of a prompt or response. ``key``: equal content and settings, equal key.
 
-    ``tokens``: how many placeholder tokens stand for it in a row; ``load``: returns the inputs of the model's own encoder,
-    of this medium alone (decoding it is put off until a batch needs it).
+    ``tokens``: how many features its encoder makes of it; as many placeholder tokens stand for it in a row, unless it is not
+    ``placed`` among them (a decoder attends to it from outside); ``load``: returns the inputs of the model's own encoder,
+    of this medium alone (decoding it is put off until a batch needs it). ``modality``: which of the policy's media it is; may
+    stay empty where it reads one kind.
     """
 
     key: str
     tokens: int
     load: Callable[[], Mapping[str, Tensor]]
+    modality: str = field(default="", kw_only=True)
+    placed: bool = field(default=True, kw_only=True)
 
 
 class Piece(NamedTuple):
@@ -84,6 +88,12 @@ class PromptResponseEncoder:
         self.uses_template = chat_template == "auto" and bool(tokenizer.chat_template)
         self.end_ids: tuple[int, ...] = self._end_of_turn() if self.uses_template else (tokenizer.eos_token_id,)
         self.media_ids: frozenset[int] = frozenset()  # ids of placeholders, in encoders that read media
+        self.ids_by_modality: dict[str, int] = {}  # the same, each under its modality
+
+    @property
+    def unscored_ids(self) -> frozenset[int]:
+        """Return the ids that are no decisions where they stand in a response: placeholders of media."""
+        return self.media_ids
 
     def encode(self, samples: Sequence[Sample], max_length: int, max_response: int) -> list[Encoded]:
         """Return the ids of each sample within the limits. A prompt that several samples share is rendered once."""

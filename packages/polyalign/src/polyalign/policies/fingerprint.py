@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,3 +21,12 @@ def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]], *texts: str) -> s
         digest.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def vocabulary_text(tokenizer: Any) -> str:
+    """Return what a tokenizer makes of texts, as text."""
+    if getattr(tokenizer, "is_fast", False):
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state.pop("truncation", None), state.pop("padding", None)  # switches of the last call, not part of the vocabulary
+        return json.dumps(state, sort_keys=True)
+    return json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map], sort_keys=True, default=str)

@@ -84,7 +84,7 @@ def generate(
     policy.eval()  # gradient checkpointing and adapter dropout are for training
     try:
         for start in range(0, len(jobs), decoding.batch_size):
-            rollouts += _scored(policy, _sampled(policy, jobs[start : start + decoding.batch_size], seed, decoding))
+            rollouts += scored(policy, _sampled(policy, jobs[start : start + decoding.batch_size], seed, decoding))
     finally:
         policy.train(training)
     return tuple(rollouts)
@@ -95,21 +95,17 @@ def _sampled(policy: TokenPolicy, jobs: Sequence[tuple[Any, int]], seed: int, de
 
     collator, device = policy.collator, policy.model.device
     rows = [collator.generation_prompt(prompt, decoding.max_new_tokens) for prompt, _ in jobs]
-    length = max(map(len, rows))
-    input_ids = torch.full((len(rows), length), collator.pad_id)
-    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for number, row in enumerate(rows):  # left padding: every row's next token stands in the same column
-        input_ids[number, length - len(row) :] = torch.tensor(row.prompt)
-        attention_mask[number, length - len(row) :] = 1
-    stops = sorted(_stop_ids(policy))
-    uniforms = torch.stack([_uniforms(job, seed, decoding.max_new_tokens) for job in jobs])
+    input_ids, attention_mask = left_padded(rows, collator.pad_id)
+    length = input_ids.shape[1]
+    stops = sorted(stop_ids(policy))
+    uniforms = torch.stack([uniforms_of(job, seed, decoding.max_new_tokens) for job in jobs])
     known = range(policy.model.get_output_embeddings().weight.shape[0])  # some models' placeholders are no words at all
     never = sorted(token for token in policy.encoder.media_ids if token in known)
     sampler = KeyedSampler(uniforms, decoding, never)
-    sequences = policy.model.generate(
-        **policy.media_inputs(rows, input_ids.to(device), attention_mask.to(device)),
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
+    sequences = policy.continued(
+        rows,
+        input_ids.to(device),
+        attention_mask.to(device),
         generation_config=GenerationConfig(
             do_sample=False,  # the sampler has already decided
             num_beams=1,
@@ -123,6 +119,17 @@ def _sampled(policy: TokenPolicy, jobs: Sequence[tuple[Any, int]], seed: int, de
     )
     settings = asdict(decoding) | {"seed": seed}
     return [_rollout(policy, job[0], row, stops, settings) for job, row in zip(jobs, sequences[:, length:].cpu())]
+
+
+def left_padded(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask ``[R, L]`` of prompts: every row's next token stands in the same column."""
+    length = max(map(len, rows))
+    input_ids = torch.full((len(rows), length), pad_id)
+    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for number, row in enumerate(rows):
+        input_ids[number, length - len(row) :] = torch.tensor(row.prompt)
+        attention_mask[number, length - len(row) :] = 1
+    return input_ids, attention_mask
 
 
 def left_padded_embeddings(policy: TokenPolicy, rows: Sequence[Encoded], input_ids: Tensor) -> Tensor:
@@ -147,20 +154,22 @@ def _rollout(
     return Rollout(prompt, text, (Tokens(ids),), decoding=settings, parts=(TextPart(text=text),))
 
 
-def _scored(policy: TokenPolicy, rollouts: list[Rollout]) -> list[Rollout]:
+def scored(policy: TokenPolicy, rollouts: list[Rollout]) -> list[Rollout]:
+    """Return the rollouts with their log-probabilities."""
     scores = policy(policy.collator.of_rollouts(rollouts).to(policy.model.device))
     log_probs, mask = scores.log_probs[:, 0].cpu(), scores.mask[:, 0].cpu()
     return [replace(rollout, old_log_probs=log_probs[row][mask[row]]) for row, rollout in enumerate(rollouts)]
 
 
-def _stop_ids(policy: TokenPolicy) -> set[int]:
+def stop_ids(policy: TokenPolicy) -> set[int]:
     """Return every token that ends a turn: the tokenizer's, the template's and those the model's own settings name."""
     named = policy.model.generation_config.eos_token_id if policy.model.generation_config is not None else None
     own = named if isinstance(named, list) else [named] if named is not None else []
     return {policy.tokenizer.eos_token_id, policy.encoder.end_ids[-1], *own}
 
 
-def _uniforms(job: tuple[tuple[Message, ...], int], seed: int, steps: int) -> Tensor:
+def uniforms_of(job: tuple[tuple[Message, ...], int], seed: int, steps: int) -> Tensor:
+    """Return the draws ``[steps]`` of one answer, on [0, 1): of this prompt's answer with this number, whatever else is asked."""
     prompt, number = job
     content = json.dumps([message.model_dump() for message in prompt], sort_keys=True)
     return torch.rand(steps, generator=keyed_generator(seed, "generate", content, number), dtype=torch.float64)

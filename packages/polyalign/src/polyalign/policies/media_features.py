@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from polyalign.policies.frozen_tower import FrozenTower, trains
 
 logger = logging.getLogger(__name__)
 Part = Literal["tower", "projector", "language"]
-NOT_ENCODER_INPUTS = ("key", "tokens")
+NOT_ENCODER_INPUTS = ("key", "tokens", "modality")
 ENCODED_AT_ONCE = 16
 OF_THE_TOWER = ("last_hidden_state", "hidden_states", "attentions")  # nothing that the language model is given
 
@@ -41,21 +42,20 @@ class MediaFeatures:
 
 
 class MediaEncoder:
-    """Calls ``get_<modality>_features`` of a model for the media of batches.
+    """Calls ``get_<modality>_features`` of a model for the media of batches; media that name no modality are of the first.
 
     What of tower and projector does not train is computed once for policy and reference together: they share the batch. A
     projector that trains inside its tower (Qwen-VL's merger) is the exception: then each runs the tower for itself.
     """
 
-    def __init__(self, model: Any, modality: str, settings: str) -> None:
-        self.model, self.modality, self.settings = model, modality, settings
-        parts = parts_of(model, modality)
+    def __init__(self, model: Any, modalities: Sequence[str], settings: str) -> None:
+        self.model, self.modalities, self.settings = model, tuple(modalities), settings
+        parts = parts_of(model, modalities)
         training = {parts[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.frozen = not training & {"tower", "projector"}
-        tower = model.get_encoder(modality=modality)
-        self.tower = None if trains(tower) else FrozenTower(tower)
+        self.towers = [FrozenTower(tower) for tower in towers_of(model, modalities) if not trains(tower)]
         self.cache: FeatureCache | None = None
-        self._kind: Any = None  # of the model's own output, seen at the first call
+        self._kinds: dict[str, Any] = {}  # of the model's own output for each modality, seen at the first call
         self._deep = 0
         self._fingerprint: str | None = None
 
@@ -65,9 +65,9 @@ class MediaEncoder:
         if not media:
             return None
         if not self.frozen:
-            if self.tower is None:
-                return self._encoded(media)
-            with self.tower.shared(batch.memo.setdefault("tower", [])):
+            with ExitStack() as stack:
+                for number, tower in enumerate(self.towers):
+                    stack.enter_context(tower.shared(batch.memo.setdefault(f"tower {number}", [])))
                 return self._encoded(media)
         if "media" not in batch.memo:
             with torch.no_grad():
@@ -79,14 +79,15 @@ class MediaEncoder:
         shapes: dict[Any, list[int]] = {}
         for number, medium in enumerate(media):
             shape = {name: tuple(value.shape[1:]) for name, value in encoder_inputs(medium).items()}
-            shapes.setdefault(tuple(sorted(shape.items())), []).append(number)
+            shapes.setdefault((self._modality(medium), *sorted(shape.items())), []).append(number)
         found: dict[int, list[Tensor]] = {}
-        more: Mapping[str, Any] = {}
+        more: dict[str, Any] = {}
         for numbers in shapes.values():
             for start in range(0, len(numbers), ENCODED_AT_ONCE):
                 chosen = numbers[start : start + ENCODED_AT_ONCE]
                 lengths = [int(media[number]["tokens"]) for number in chosen]
-                together, more = self._call([media[number] for number in chosen], sum(lengths))
+                together, besides = self._call([media[number] for number in chosen], sum(lengths))
+                more |= besides
                 layers = [torch.split(layer, lengths) for layer in together]
                 for place, number in enumerate(chosen):
                     found[number] = [layer[place] for layer in layers]
@@ -95,33 +96,43 @@ class MediaEncoder:
 
     def _call(self, media: Sequence[Mapping[str, Any]], tokens: int) -> tuple[list[Tensor], Mapping[str, Any]]:
         """Call the model's own encoder; return its features and the deep ones, each ``[tokens, H]``, and what comes besides."""
-        encode = getattr(self.model.model, f"get_{self.modality}_features")
+        modality = self._modality(media[0])
+        encode = getattr(self.model.model, f"get_{modality}_features")
         inputs = {name: torch.cat([medium[name] for medium in media]) for name in encoder_inputs(media[0])}
         output = encode(**accepted(encode, inputs), return_dict=True)
         layers = [_flat(layer) for layer in (output.pooler_output, *(getattr(output, "deepstack_features", None) or ()))]
-        self._kind, self._deep = (type(output), isinstance(output.pooler_output, Tensor)), len(layers) - 1
+        self._kinds[modality] = type(output), isinstance(output.pooler_output, Tensor)
+        self._deep = len(layers) - 1
         if len(layers[0]) != tokens:
             raise TrainingError(
-                f"the model made {len(layers[0])} features of {len(media)} {self.modality} inputs, but {tokens} placeholders "
+                f"the model made {len(layers[0])} features of {len(media)} {modality} inputs, but {tokens} placeholders "
                 f"stand for them; processor and model do not fit together ({', '.join(m['key'][:12] for m in media[:4])})"
             )
         known = (*OF_THE_TOWER, "pooler_output", "deepstack_features")
         return layers, {name: value for name, value in output.items() if name not in known}
 
-    def as_output(self, features: MediaFeatures, tokens: Sequence[int], order: Sequence[int]) -> dict[str, Any]:
-        """Return the features as transformers' own forward takes encoded media: of the media numbered in ``order``."""
-        kind, one_tensor = self._kind
+    def as_output(self, features: MediaFeatures, media: Sequence[Mapping[str, Any]], order: Sequence[int]) -> dict[str, Any]:
+        """Return the features of ``media`` as transformers' own forward takes encoded media: of those numbered in ``order``."""
+        tokens = [int(medium["tokens"]) for medium in media]
 
-        def pick(layer: Tensor) -> list[Tensor]:
-            pieces = list(torch.split(layer, list(tokens)))
-            return [pieces[number] for number in order]
+        def pick(layer: Tensor, chosen: Sequence[int]) -> list[Tensor]:
+            pieces = torch.split(layer, tokens)
+            return [pieces[number] for number in chosen]
 
-        rows = pick(features.rows)
-        made: dict[str, Any] = {"last_hidden_state": None, **features.more}
-        made["pooler_output"] = torch.cat(rows)[None] if one_tensor else rows
-        if features.deep:
-            made["deepstack_features"] = [pick(layer) for layer in features.deep]
-        return {self.modality: kind(**made)}
+        outputs = {}
+        for modality in dict.fromkeys(self._modality(media[number]) for number in order):
+            kind, one_tensor = self._kinds[modality]
+            chosen = [number for number in order if self._modality(media[number]) == modality]
+            rows = pick(features.rows, chosen)
+            made: dict[str, Any] = {"last_hidden_state": None, **features.more}
+            made["pooler_output"] = torch.cat(rows)[None] if one_tensor else rows
+            if features.deep:
+                made["deepstack_features"] = [pick(layer, chosen) for layer in features.deep]
+            outputs[modality] = kind(**made)
+        return outputs
+
+    def _modality(self, medium: Mapping[str, Any]) -> str:
+        return medium["modality"] or self.modalities[0]
 
     # the cache on disk
 
@@ -149,11 +160,11 @@ class MediaEncoder:
         for number, medium in enumerate(media):
             entry = {str(depth): layer[number] for depth, layer in enumerate(layers)}
             entry |= {f"more {name}": value for name, value in features.more.items()}
-            self.cache.store(self._key(medium["key"]), entry, f"{self.modality} {medium['key'][:12]}")
+            self.cache.store(self._key(medium["key"]), entry, f"{self._modality(medium)} {medium['key'][:12]}")
 
     def _loaded(self, medium: Medium) -> dict[str, Any]:
         inputs = {name: value.to(self.model.device) for name, value in medium.load().items()}
-        return {"key": medium.key, "tokens": medium.tokens, **inputs}
+        return {"key": medium.key, "tokens": medium.tokens, "modality": medium.modality, **inputs}
 
     def _from_cache(self, media: Sequence[Mapping[str, Any]]) -> MediaFeatures:
         assert self.cache is not None
@@ -169,13 +180,19 @@ class MediaEncoder:
 
     def _key(self, key: str) -> str:
         if self._fingerprint is None:
-            parts = parts_of(self.model, self.modality)
+            parts = parts_of(self.model, self.modalities)
             weights = [(name, value) for name, value in self.model.named_parameters() if parts[name] != "language"]
             self._fingerprint = weights_fingerprint(weights, self.settings)
         return hashlib.blake2b(f"{key}/{self._fingerprint}".encode(), digest_size=20).hexdigest()
 
 
-def parts_of(model: Any, modality: str) -> dict[str, Part]:
+def towers_of(model: Any, modalities: Sequence[str]) -> list[nn.Module]:
+    """Return the encoders of these modalities, each once: pictures and clips often share one."""
+    found = [model.get_encoder(modality=modality) for modality in modalities]
+    return list({id(tower): tower for tower in found}.values())
+
+
+def parts_of(model: Any, modalities: Sequence[str]) -> dict[str, Part]:
     """Return the part that each parameter belongs to, by every name it has (a tied head has two). The language part is the
     decoder with its embeddings and head; what belongs to neither decoder nor tower, and a merger inside the tower, is the
     projector."""
@@ -184,7 +201,7 @@ def parts_of(model: Any, modality: str) -> dict[str, Part]:
         for module in (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
         for parameter in module.parameters()
     }
-    tower = {id(parameter) for parameter in model.get_encoder(modality=modality).parameters()} - language
+    tower = {id(parameter) for tower in towers_of(model, modalities) for parameter in tower.parameters()} - language
 
     def part(name: str, parameter: nn.Parameter) -> Part:
         if id(parameter) in language:

@@ -17,21 +17,23 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from polyalign.errors import ConfigError
 from polyalign.policies.base import Batch
-from polyalign.policies.completion_mask import Encoded, Medium, PromptResponseEncoder
+from polyalign.policies.completion_mask import Encoded
 from polyalign.policies.config import MediaTokensConfig
 from polyalign.policies.media_features import MediaEncoder, MediaFeatures, accepted, encoder_inputs, parts_of
+from polyalign.policies.processor_encoder import ProcessorEncoder
 from polyalign.policies.tokens import TokenPolicy
 from polyalign.records.samples import Sample
 
 logger = logging.getLogger(__name__)
 Mode = Literal["decoder", "base", "logits"]
+TYPES = {"image": 1, "video": 2, "audio": 3}  # the numbers of mm_token_type_ids
 BESIDES = {
     "base": "%s: media do more than stand among the embeddings (attend in both directions, say); "
     "the model's own body runs, on plain rows: one row per response",
@@ -41,20 +43,22 @@ BESIDES = {
 
 
 class MediaTokenPolicy(TokenPolicy):
-    """A token policy over one modality besides text; ``modality`` names it as transformers does ("image").
+    """A token policy over text and the modalities that its encoder reads, named as transformers does ("image", "video").
 
     What trains is decided before: parameters that require gradients train, the others never change.
     """
 
-    modality: ClassVar[str]
+    media_encoder: ClassVar[type[MediaEncoder]] = MediaEncoder
     config: MediaTokensConfig
+    encoder: ProcessorEncoder
     mode: Mode
     plain_head = False  # the wrapper leaves out the scaling of logits that its language model has (Aya Vision, Command A Vision)
 
     def __init__(
-        self, model: Any, encoder: PromptResponseEncoder, config: MediaTokensConfig, *, value_head: bool = False
+        self, model: Any, encoder: ProcessorEncoder, config: MediaTokensConfig, *, value_head: bool = False
     ) -> None:
-        self.media = MediaEncoder(model, self.modality, encoder.settings)
+        self.modalities = tuple(encoder.ids_by_modality)
+        self.media = self.media_encoder(model, self.modalities, encoder.settings)
         super().__init__(model, encoder, config, value_head=value_head)
 
     def encode_media(self, batch: Batch) -> MediaFeatures | None:
@@ -79,16 +83,25 @@ class MediaTokenPolicy(TokenPolicy):
         if "positions" not in batch.memo:
             tensors = batch.tensors
             inputs = {name: tensors[name] for name in ("input_ids", "attention_mask")} | self._by_occurrence(batch)
-            inputs["mm_token_type_ids"] = (tensors["media_index"] >= 0).int()
+            inputs["mm_token_type_ids"] = self._media_types(tensors["input_ids"], tensors["media_index"] >= 0).int()
             batch.memo["positions"] = self.body.get_rope_index(**accepted(self.body.get_rope_index, inputs))[0]
         return batch.memo["positions"]  # type: ignore[no-any-return]
 
     def _by_occurrence(self, batch: Batch) -> dict[str, Tensor]:
         """Return the encoder inputs besides the pixels, one entry for every time a medium stands in a row."""
-        media = batch.tensors["media"]
-        order = [media[number] for row in batch.tensors["row_media"] for number in row]
-        names = [name for name in encoder_inputs(media[0]) if name.endswith("_grid_thw")]
-        return {name: torch.cat([medium[name] for medium in order]) for name in names}
+        found: dict[str, list[Tensor]] = {}
+        for number in (number for row in batch.tensors["row_media"] for number in row):
+            for name, value in encoder_inputs(batch.tensors["media"][number]).items():
+                if _is_layout(name):
+                    found.setdefault(name, []).append(value)
+        return {name: torch.cat(values) for name, values in found.items()}
+
+    def _media_types(self, ids: Tensor, here: Tensor) -> Tensor:
+        """Return what transformers calls the type of each token, ``[N, L]``: 0 text, else the modality's number."""
+        types = here.long()
+        for modality, token in self.encoder.ids_by_modality.items():
+            types[here & (ids == token)] = TYPES[modality]
+        return types
 
     def states(self, batch: Batch) -> Tensor:
         if self.mode == "decoder":
@@ -124,7 +137,7 @@ class MediaTokenPolicy(TokenPolicy):
             return inputs
         inputs["input_ids"] = tensors["input_ids"]
         inputs.pop("position_ids", None)  # the model's own forward counts for itself
-        more = {"mm_token_type_ids": here.long(), "token_type_ids": self._token_types(batch, here)}
+        more = {"mm_token_type_ids": self._media_types(tensors["input_ids"], here), "token_type_ids": self._token_types(batch, here)}
         if tensors.get("media"):
             more |= self._by_occurrence(batch)
         return inputs | accepted(module.forward, more)
@@ -148,8 +161,7 @@ class MediaTokenPolicy(TokenPolicy):
         if features is None:
             return {}
         order = [number for row in batch.tensors["row_media"] for number in row]
-        tokens = [int(medium["tokens"]) for medium in batch.tensors["media"]]
-        return {"mm_encoder_outputs": self.media.as_output(features, tokens, order)}
+        return {"mm_encoder_outputs": self.media.as_output(features, batch.tensors["media"], order)}
 
     def media_inputs(self, rows: Sequence[Encoded], input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
         batch = self.collator.layout((), rows, torch.ones(len(rows)), None).to(input_ids.device)
@@ -185,7 +197,7 @@ class MediaTokenPolicy(TokenPolicy):
             self.train(training)
         raise ConfigError(
             f"{name} makes other logits from features that are handed to it than from a medium of its own, in every way that is "
-            f"known here (get_{self.modality}_features, mm_encoder_outputs); this architecture needs a policy of its own"
+            f"known here (get_{self.modalities[0]}_features, mm_encoder_outputs); this architecture needs a policy of its own"
         )
 
     def _logits_of_probe(self, expected: Tensor) -> Tensor:
@@ -212,8 +224,8 @@ class MediaTokenPolicy(TokenPolicy):
 
     def _own_logits(self, batch: Batch) -> Tensor:
         """Return the logits of the model's own forward on pixels and all, as anybody would call it."""
-        (medium,) = batch.tensors["media"]
-        raw = {name: value for name, value in encoder_inputs(medium).items() if not name.endswith("_grid_thw")}
+        inputs_of = [encoder_inputs(medium).items() for medium in batch.tensors["media"]]
+        raw = {name: value for items in inputs_of for name, value in items if not _is_layout(name)}
         inputs = self._row_inputs(self.model, batch) | accepted(self.model.forward, raw)
         logits: Tensor = self.model(**inputs, use_cache=False, return_dict=True).logits
         return logits
@@ -226,20 +238,17 @@ class MediaTokenPolicy(TokenPolicy):
         return self.mode == "decoder" and super()._sharing_is_exact()
 
     def probe(self, samples: int) -> Batch:
-        """Return a small batch with one medium in its prompt."""
-        medium, block = self.probe_medium()
+        """Return a small batch with one medium of each modality in its prompt."""
+        media = self.encoder.probe_media()
         draw = torch.Generator().manual_seed(0)
         plain = [token for token in range(min(1000, self.vocabulary_size)) if token not in self.encoder.media_ids]
         ids = [plain[int(place)] for place in torch.randint(len(plain), (6 + 4 * samples,), generator=draw)]
-        prompt = (*ids[:3], *block, *ids[3:6])
+        prompt = (*ids[:3], *(token for _, block in media for token in (*block, *ids[3:6])))
+        shown = tuple(medium for medium, _ in media)
         rows = [
-            Encoded(prompt, tuple(ids[6 + 4 * n : 9 + 4 * n + n]), prompt_media=(medium,)) for n in range(samples)
+            Encoded(prompt, tuple(ids[6 + 4 * n : 9 + 4 * n + n]), prompt_media=shown) for n in range(samples)
         ]  # fmt: skip
         return self.collator.layout((), rows, torch.ones(samples), None).to(self.model.device)
-
-    def probe_medium(self) -> tuple[Medium, tuple[int, ...]]:
-        """Return a small medium and the ids that stand for it in a row."""
-        raise NotImplementedError
 
     # caches, and what trains how fast
 
@@ -251,7 +260,16 @@ class MediaTokenPolicy(TokenPolicy):
         media = [medium for row in self.collator.encode_all(samples) for medium in row.media]
         self.media.cache_in(cache / "features", media)
 
+    def _write(self, folder: Path, model: Any) -> None:
+        super()._write(folder, model)
+        self.encoder.processor.save_pretrained(folder)
+
     def learning_rate_scales(self) -> dict[str, float]:
         scales = self.config.learning_rate_scale
-        parts = parts_of(self.model, self.modality)
+        parts = parts_of(self.model, self.modalities)
         return {f"model.{name}": scales[part] for name, part in parts.items() if part in scales}
+
+
+def _is_layout(name: str) -> bool:
+    """Return whether an encoder input says where features lie in space and time, which positions depend on too."""
+    return name.endswith("_grid_thw") or name == "second_per_grid_ts"

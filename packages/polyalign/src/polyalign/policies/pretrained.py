@@ -85,7 +85,7 @@ def _without_packing(model: Any) -> Any:
 
 def within_context(config: AnyConfig, model: Any) -> AnyConfig:
     """Lower ``max_length`` to what the language model (its ``config``) was built for, and say so."""
-    context = getattr(model, "max_position_embeddings", None)
+    context = getattr(model, "max_position_embeddings", None) or getattr(model, "max_target_positions", None)
     if not context or config.max_length <= context:
         return config
     if config.max_response >= context:

@@ -170,7 +170,7 @@ class TokenCollator(Collator):
 
     def _line(self, row: Encoded) -> Line:
         media = tuple(medium.key for medium in row.prompt_media)
-        scored = tuple(offset for offset, token in enumerate(row.response) if token not in self.encoder.media_ids)
+        scored = tuple(offset for offset, token in enumerate(row.response) if token not in self.encoder.unscored_ids)
         return Line(len(row.prompt), len(row.response), scored, (row.prompt, media, row.tag))
 
     def _media(self, rows: Sequence[Encoded], input_ids: Tensor) -> dict[str, Any]:
@@ -188,9 +188,14 @@ class TokenCollator(Collator):
         placeholders = torch.isin(input_ids, torch.tensor(sorted(self.encoder.media_ids)))
         for number, row in enumerate(rows):
             placeholders[number, len(row) :] = False  # padding may have any id
-            numbers = [torch.arange(first[medium.key], first[medium.key] + medium.tokens) for medium in row.media]
+            numbers = [
+                torch.arange(first[medium.key], first[medium.key] + medium.tokens) for medium in row.media if medium.placed
+            ]
             index[number, placeholders[number]] = torch.cat(numbers) if numbers else torch.zeros(0, dtype=torch.long)
-        media = [{"key": medium.key, "tokens": medium.tokens, **medium.load()} for medium in distinct.values()]
+        media = [
+            {"key": medium.key, "tokens": medium.tokens, "modality": medium.modality, **medium.load()}
+            for medium in distinct.values()
+        ]
         place = {key: number for number, key in enumerate(distinct)}
         return {"media": media, "media_index": index, "row_media": [[place[medium.key] for medium in row.media] for row in rows]}
 

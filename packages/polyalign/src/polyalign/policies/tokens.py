@@ -24,7 +24,7 @@ from polyalign.policies.adapters import adapters_off
 from polyalign.policies.base import Batch, Policy, Rollouts, Scores
 from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
-from polyalign.policies.fingerprint import weights_fingerprint
+from polyalign.policies.fingerprint import vocabulary_text, weights_fingerprint
 from polyalign.policies.logprobs import CHUNK_LOGITS, in_chunks, reduce_logits, reduce_to_likeliest, scatter
 from polyalign.policies.pretrained import merged_copy, plain_weights
 from polyalign.policies.shared_prefix import block_mask, cells_per_token, flex_mask, in_shared_rows
@@ -60,6 +60,7 @@ class TokenPolicy(Policy):
     inputs = frozenset({"text"})
     outputs = frozenset({"text"})
     by_token: ClassVar[tuple[str, ...]] = ("input_ids", "position_ids", "media_index")  # tensors with an entry per token
+    collator_class: ClassVar[type[TokenCollator]] = TokenCollator
     merged_base = False  # the base was made by merging a LoRA folder, so it lies nowhere on disk
 
     def __init__(self, model: Any, encoder: PromptResponseEncoder, config: TokensConfig, *, value_head: bool = False) -> None:
@@ -68,7 +69,7 @@ class TokenPolicy(Policy):
         self.model = model
         self.encoder = encoder
         self.tokenizer = encoder.tokenizer
-        self.collator = TokenCollator(encoder, config)
+        self.collator = self.collator_class(encoder, config)
         self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device) if value_head else None
         if self.value_head is not None:  # starts at 0 for every state
             nn.init.zeros_(self.value_head.weight)
@@ -248,6 +249,11 @@ class TokenPolicy(Policy):
         """Return what transformers' ``generate`` takes for the media of left-padded rows. Nothing, where text is all."""
         return {}
 
+    def continued(self, rows: Sequence[Encoded], input_ids: Tensor, attention_mask: Tensor, **how: Any) -> Tensor:
+        """Return left-padded rows with what follows them, ``[R, L + new]``; ``how``: for transformers' ``generate``."""
+        media = self.media_inputs(rows, input_ids, attention_mask)
+        return self.model.generate(**media, input_ids=input_ids, attention_mask=attention_mask, **how)  # type: ignore[no-any-return]
+
     def _row_inputs(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         accepted = inspect.signature(module.forward).parameters
         return {name: batch.tensors[name] for name in ("attention_mask", "position_ids") if name in accepted}
@@ -402,7 +408,7 @@ class TokenPolicy(Policy):
                 encoder.settings,
             ]
             weights = list(plain_weights(self.model, tuned=False).items())
-            self._fingerprint = weights_fingerprint(weights, _vocabulary(self.tokenizer), json.dumps(layout))
+            self._fingerprint = weights_fingerprint(weights, vocabulary_text(self.tokenizer), json.dumps(layout))
         return self._fingerprint
 
     @property
@@ -437,11 +443,3 @@ def silence_dropout(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and "drop" in name:
                 setattr(module, name, 0.0)
-
-
-def _vocabulary(tokenizer: Any) -> str:
-    if getattr(tokenizer, "is_fast", False):
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        state.pop("truncation", None), state.pop("padding", None)  # switches of the last call, not part of the vocabulary
-        return json.dumps(state, sort_keys=True)
-    return json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map], sort_keys=True, default=str)

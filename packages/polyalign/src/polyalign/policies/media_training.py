@@ -1,0 +1,40 @@
+"""Which parts of a model that reads media train: tower, projector, language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from polyalign.errors import ConfigError
+from polyalign.policies.adapters import add_lora
+from polyalign.policies.config import MediaTokensConfig
+from polyalign.policies.media_features import Part, parts_of
+
+
+def freeze(model: Any, config: MediaTokensConfig, modalities: Sequence[str], seed: int = 0) -> None:
+    """Set which parameters train, and add LoRA to the language part where it is asked for; ``seed`` keys its first weights.
+
+    Raises `ConfigError` where ``policy.language`` and ``policy.lora`` contradict each other.
+    """
+    parts = parts_of(model, modalities)
+    language = config.language if config.language != "auto" else "lora" if config.lora else "full"
+    projector = config.projector if config.projector != "auto" else "frozen" if config.lora else "full"
+    if (language == "lora") != (config.lora is not None):
+        raise ConfigError(f"policy.language={config.language!r} and policy.lora={config.lora!r} contradict each other")
+    trained: set[Part] = {
+        part for part, how in (("tower", config.tower), ("projector", projector), ("language", language)) if how == "full"
+    }
+    if config.lora is None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parts[name] in trained)
+        return
+    in_full = [name for name, module in model.named_modules() if _all_in(name, module, parts, trained)]
+    outermost = [name for name in in_full if not any(name.startswith(f"{other}.") for other in in_full)]
+    add_lora(model, config.lora, seed, within=model.get_decoder(), in_full=outermost)
+
+
+def _all_in(name: str, module: nn.Module, parts: dict[str, Part], trained: set[Part]) -> bool:
+    own = [parts[f"{name}.{inner}"] for inner, _ in module.named_parameters()] if name else []
+    return bool(own) and set(own) <= trained
