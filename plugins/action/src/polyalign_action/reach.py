@@ -1,7 +1,7 @@
 """`Reach/BODY`: one task for bodies that are moved in different ways. Go to the disc whose colour the mission names.
 
-Everybody's observation begins with the same ten numbers, the view: where the hand is, where the rest of the body is, and where the
-three discs are. A body's own senses follow. A seed decides scene and mission.
+Everybody's observation begins with the same ten numbers, the view: where the hand is, where the rest of the body is, and where
+the three discs are. A body's own senses follow. A seed decides scene and mission.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 COLOURS = ("red", "green", "blue")
 WORDINGS = ("go to the {} disc", "reach for the {} disc", "the {} one, please")
 VIEW = 10  # numbers that everybody sees alike
-RADIUS, SPEED, NEAR = 0.6, 0.08, 0.08  # of the scene; of a hand, per step; of a disc
-STEPS = 40
+RADIUS, SPEED, NEAR = 0.6, 0.05, 0.08  # of the scene; of a hand, per step; of a disc
+STEPS = 50
 
 
 class Body(ABC):
@@ -64,17 +64,17 @@ class Cursor(Body):
         return velocity / SPEED
 
 
-class Rocket(Body):
-    """Told how to accelerate: force control. Senses its velocity."""
+class Boat(Body):
+    """Told how to push: force control, against a drag that takes half of its velocity each step. Senses its velocity."""
 
     action_space = _box(2)
     senses = 2
-    force: ClassVar[float] = SPEED / 2
+    force: ClassVar[float] = 0.75 * SPEED
     velocity: np.ndarray
 
     @property
     def trunk(self) -> np.ndarray:
-        return self.hand + [0.0, -0.15]  # type: ignore[no-any-return]
+        return self.hand + np.array([0.0, -0.15])
 
     def place(self, hand: np.ndarray) -> None:
         self.hand, self.velocity = hand, np.zeros(2)
@@ -83,11 +83,11 @@ class Rocket(Body):
         return self.velocity / SPEED
 
     def move(self, action: Any) -> None:
-        self.velocity = self.velocity + self.force * action
+        self.velocity = self.velocity / 2 + self.force * action
         self.hand = self.hand + self.velocity
 
     def command(self, velocity: np.ndarray) -> Any:
-        return np.clip((velocity - self.velocity) / self.force, -1, 1)
+        return np.clip((velocity - self.velocity / 2) / self.force, -1, 1)
 
 
 class Arm(Body):
@@ -96,7 +96,7 @@ class Arm(Body):
     action_space = _box(2)
     senses = 4
     shoulder: ClassVar[np.ndarray] = np.array([0.0, -1.25])
-    turn: ClassVar[float] = 0.2  # radians per step
+    turn: ClassVar[float] = 0.1  # radians per step
     angles: np.ndarray  # [2]
 
     def place(self, hand: np.ndarray) -> None:
@@ -137,7 +137,7 @@ class Wheels(Body):
 
     @property
     def trunk(self) -> np.ndarray:
-        return self.hand + [-0.1, 0.1]  # type: ignore[no-any-return]
+        return self.hand + np.array([-0.1, 0.1])
 
     def move(self, action: Any) -> None:
         self.hand = self.hand + SPEED * np.linalg.pinv(self.axes) @ action
@@ -159,7 +159,7 @@ class Keys(Body):
         return int(np.argmin(np.square(SPEED * self.moves - velocity).sum(-1)))
 
 
-BODIES: dict[str, type[Body]] = {body.__name__: body for body in (Cursor, Rocket, Arm, Wheels, Keys)}
+BODIES: dict[str, type[Body]] = {body.__name__: body for body in (Cursor, Boat, Arm, Wheels, Keys)}
 
 
 class Reach(gymnasium.Env[np.ndarray, Any]):
@@ -175,12 +175,11 @@ class Reach(gymnasium.Env[np.ndarray, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         draw = self.np_random
-        places = [_within(draw)]
-        while len(places) < 4:
-            place = _within(draw)
-            if min(np.linalg.norm(place - other) for other in places) > 3 * NEAR:
-                places.append(place)
-        hand, *self.discs = places
+        places = [0.75 * RADIUS * _direction(angle) + draw.uniform(-0.08, 0.08, 2) for angle in np.radians([90, 210, 330])]
+        self.discs = [places[number] for number in draw.permutation(len(places))]
+        hand = _within(draw)
+        while min(np.linalg.norm(hand - disc) for disc in self.discs) < 3 * NEAR:
+            hand = _within(draw)
         self.target = int(draw.integers(len(COLOURS)))
         self.mission = WORDINGS[int(draw.integers(len(WORDINGS)))].format(COLOURS[self.target])
         self.body.place(hand)
@@ -203,7 +202,8 @@ class Reach(gymnasium.Env[np.ndarray, Any]):
         return math.ceil(float(np.linalg.norm(self.discs[target] - self.body.hand)) / SPEED)
 
     def render(self, side: int = 32) -> np.ndarray:
-        """Return the scene as pixels ``[side, side, 3]``: white ground, the discs, the hand black, what joins it to the rest of the body grey."""
+        """Return the scene as pixels ``[side, side, 3]``: white ground, the discs, a black hand, and what joins it to the rest of
+        the body grey."""
         centres = (np.arange(side) + 0.5) / side * 2 - 1
         grid = np.stack(np.meshgrid(centres, -centres), -1)  # [side, side, 2]
         picture = np.full((side, side, 3), 255, np.uint8)
@@ -233,7 +233,7 @@ def _within(draw: np.random.Generator) -> np.ndarray:
 
 
 def reach_world(name: str, **settings: Any) -> gymnasium.Env:
-    """Open ``Reach/BODY``; the bodies are Cursor, Rocket, Arm, Wheels and Keys."""
+    """Open ``Reach/BODY``; the bodies are Cursor, Boat, Arm, Wheels and Keys."""
     body = name.partition("/")[2]
     if name not in gymnasium.registry and body in BODIES:
         gymnasium.register(name, entry_point=Reach, kwargs={"body": body}, max_episode_steps=STEPS, disable_env_checker=True)

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from polyalign.errors import ConfigError
 from polyalign.policies.base import Batch, Kind, Policy, Rollouts, Scores
 from polyalign.policies.continuous import ActionHead, CategoricalHead, network
-from polyalign.policies.encoder_features_config import HashedWordsConfig
 from polyalign.policies.fingerprint import weights_fingerprint
-from polyalign.policies.hashed_words import HashedWords
 from polyalign.policies.logprobs import scatter
 from polyalign.randomness import keyed_generator
 from polyalign.records.samples import Sample
@@ -43,23 +41,23 @@ class UniActCollator(TrajectoryCollator):
     share it."""
 
     def __init__(self, spaces: Mapping[str, Spaces], config: UniActConfig) -> None:
-        super().__init__(next(iter(spaces.values())), goal=0)
+        super().__init__(next(iter(spaces.values())), goal=0, instruction=config.words)
         self.bodies = dict(spaces)
         self.numbers = {name: number for number, name in enumerate(spaces)}
+        self.widest = max(mine.observation for mine in spaces.values()), max(mine.actions for mine in spaces.values())
         self.codes = config.codes if config.noise and config.choice in ("soft", "straight_through") else 0
-        self.reader = HashedWords(HashedWordsConfig(width=config.words)) if config.words else None
 
     def layout(self, samples: Sequence[Sample], trajectories: Sequence[Trajectory], cache: bool = True) -> Batch:
         tasks = [task_of(sample.prompt) for sample in samples]
         for sample, task, trajectory in zip(samples, tasks, trajectories):
-            check_spaces(sample, trajectory, self.spaces_in(task.environment))
+            check_spaces(sample.id, trajectory, self.spaces_in(task.environment))
         lengths = torch.tensor([len(trajectory) for trajectory in trajectories])
         mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
         firsts = [self.bodies[task.environment].first for task in tasks]
         tensors = {
-            "observations": _padded([trajectory.observations[:-1] for trajectory in trajectories]),
-            "actions": _padded([trajectory.actions - first for trajectory, first in zip(trajectories, firsts)]),
-            "words": self.words(tasks),
+            "observations": _padded([trajectory.observations[:-1] for trajectory in trajectories], self.widest[0]),
+            "actions": _padded([trajectory.actions - first for trajectory, first in zip(trajectories, firsts)], self.widest[1]),
+            "words": torch.stack([self.asked(task) for task in tasks]),
             "body": torch.tensor([self.numbers[task.environment] for task in tasks]),
         }
         if self.codes and cache:  # data; what the policy did itself, it did without noise
@@ -72,9 +70,6 @@ class UniActCollator(TrajectoryCollator):
     def _cache_keys(self, samples: Sequence[Sample]) -> tuple[str, ...]:
         noise = [(sample.draw_key, sample.epoch) if self.codes else () for sample in samples]
         return tuple("-".join(map(str, (sample.content_key(), *drawn))) for sample, drawn in zip(samples, noise))
-
-    def words(self, tasks: Sequence[Task]) -> Tensor:
-        return self.reader.encode_text([task.instruction for task in tasks]) if self.reader else torch.zeros(len(tasks), 0)
 
     def spaces_in(self, environment: str) -> Spaces:
         if environment not in self.bodies:
@@ -114,7 +109,7 @@ class UniActPolicy(Policy):
             head: ActionHead = CategoricalHead(mine.actions)
             if not mine.discrete:
                 head = HuberHead(mine.half_widths(), config.delta, config.initial_std)
-            widths = (mine.observation + config.code_size, *config.head_hidden, head.size)
+            widths = (mine.observation - self._unseen + config.code_size, *config.head_hidden, head.size)
             self.heads[_key(name)] = head
             self.trunks[_key(name)] = network(widths, nn.ReLU, keyed_generator(seed, "head", name), gain=0.1)
         self.critic = network((*sizes, 1), nn.ReLU, keyed_generator(seed, "critic"), gain=0.0) if config.value_head else None
@@ -127,12 +122,13 @@ class UniActPolicy(Policy):
 
     @property
     def feature_sizes(self) -> dict[str, int]:
-        size = self.config.head_hidden[-1] + self._widest
+        size = self.config.head_hidden[-1] + self.collator.widest[1]
         return {"hidden": size, "states": size}
 
     @property
-    def _widest(self) -> int:
-        return max(mine.actions for mine in self.spaces.values())
+    def _unseen(self) -> int:
+        """Return how many numbers of an observation, first in it, heads do not read."""
+        return self.config.view if self.config.heads_see == "senses" else 0
 
     def anneal(self, done: float) -> None:
         self.codebook.anneal(done)
@@ -182,7 +178,7 @@ class UniActPolicy(Policy):
             yield number, mine, self.trunks[_key(name)], self.heads[_key(name)]
 
     def _head_inputs(self, mine: Spaces, observations: Tensor, universal: Tensor) -> Tensor:
-        return torch.cat([observations[:, : mine.observation], universal], -1)
+        return torch.cat([observations[:, self._unseen : mine.observation], universal], -1)
 
     def _as_features(self, mine: Spaces, taken: Tensor) -> Tensor:
         """Return actions as features: one-hot, or in half-widths of their range."""
@@ -217,7 +213,7 @@ class UniActPolicy(Policy):
         return self.heads[_key(environment)]  # type: ignore[return-value]
 
     def outputs_for(self, tasks: Sequence[Task]) -> Outputs:
-        words, name = self.collator.words(tasks).to(self.device), tasks[0].environment
+        words, name = torch.stack([self.collator.asked(task) for task in tasks]).to(self.device), tasks[0].environment
         mine, trunk = self.spaces_in(name), self.trunks[_key(name)]
 
         def outputs(seen: Tensor, numbers: Sequence[int], step: int) -> Tensor:
@@ -255,8 +251,7 @@ def _key(environment: str) -> str:
     return environment.replace(".", "_")
 
 
-def _padded(rows: Sequence[Any]) -> Tensor:
-    """Return arrays ``[T]`` or ``[T, A]`` of any T and A as one float tensor ``[N, T, A]``."""
-    widened = [torch.from_numpy(row).float().view(len(row), -1) for row in rows]
-    widest = max(row.shape[1] for row in widened)
-    return nn.utils.rnn.pad_sequence([nn.functional.pad(row, (0, widest - row.shape[1])) for row in widened], batch_first=True)
+def _padded(rows: Sequence[Any], width: int) -> Tensor:
+    """Return arrays ``[T]`` or ``[T, A]`` of any T and of A up to ``width`` as one float tensor ``[N, T, width]``."""
+    flat = [torch.from_numpy(row).float().view(len(row), -1) for row in rows]
+    return nn.utils.rnn.pad_sequence([nn.functional.pad(row, (0, width - row.shape[1])) for row in flat], batch_first=True)

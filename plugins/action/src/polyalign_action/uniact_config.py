@@ -16,6 +16,9 @@ class UniActConfig(Config):
     embodiments: tuple[str, ...] = Field(min_length=1, description="gymnasium ids, one per body; prompts name what is played")
     base: str | None = Field(None, description="folder that an earlier run saved; heads it lacks are fresh. None: fresh weights")
     view: int = Field(gt=0, description="how many numbers, first in every body's observation, all bodies see alike")
+    heads_see: Literal["all", "senses"] = Field(
+        "all", description="what heads read besides the code: the whole observation, or only what lies beyond the view"
+    )
     words: int = Field(32, ge=0, description="columns that the instruction's words are hashed into; 0: it is not read")
     hidden: tuple[int, ...] = Field((128, 128), min_length=1, description="layers of the extractor, from view and words")
     head_hidden: tuple[int, ...] = Field((64,), min_length=1, description="layers of each head, from observation and code")

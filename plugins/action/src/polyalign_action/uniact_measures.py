@@ -37,7 +37,7 @@ def explained(policy: UniActPolicy, episodes: Sequence[tuple[Task, Trajectory]])
 @torch.no_grad()
 def likeliest_codes(policy: UniActPolicy, tasks: Sequence[Task], observations: torch.Tensor) -> torch.Tensor:
     """Return the code of each task in the state observed, ``[n]`` of ``[n, O]``."""
-    words = policy.collator.words(tasks)
+    words = torch.stack([policy.collator.asked(task) for task in tasks])
     _, log_probs = policy.universal(torch.cat([observations[:, : policy.config.view], words], -1))
     return log_probs.argmax(-1)
 
