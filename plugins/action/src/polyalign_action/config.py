@@ -17,6 +17,9 @@ class ActionConfig(Config):
     hidden: tuple[int, ...] = Field((64, 64), min_length=1, description="width of each hidden layer, actor and critic alike")
     activation: Literal["tanh", "relu"] = "tanh"
     goal: int = Field(0, ge=0, description="how many goal numbers a prompt gives; they join every observation")
+    instruction: int = Field(
+        0, ge=0, description="columns that the words of an instruction are hashed into; 0: words are not read"
+    )
     value_head: bool = Field(False, description="add a critic, a network of its own, for actor-critic objectives")
     initial_std: float = Field(0.5, gt=0, description="first deviation of real-valued actions, in half-widths of the space")
     max_steps: int | None = Field(None, gt=0, description="cut episodes there, if the environment's own limit is not shorter")

@@ -21,7 +21,8 @@ def record_of(
     name: str, task: Task, trajectories: Sequence[Trajectory], add: Add, returns: Sequence[float] | None = None
 ) -> Record:
     """Return one record: the trajectories ranked by return (their own, unless given), equal ones tied, with the returns as
-    ratings on the scale from the lowest to the highest. ``conditions`` name environment and seed."""
+    ratings on the scale from the lowest to the highest. One trajectory is compared with nothing. ``conditions`` name
+    environment and seed."""
     values = [trajectory.discounted() for trajectory in trajectories] if returns is None else list(returns)
     levels = sorted(set(values), reverse=True)
     scale = (levels[-1], levels[0])
@@ -30,7 +31,9 @@ def record_of(
         id=name,
         prompt=task.prompt(),
         candidates=tuple(candidate_of(trajectory, add) for trajectory in trajectories),
-        feedback=(
+        feedback=()
+        if len(values) == 1
+        else (
             Comparison(ranking=tuple(tuple(n for n, value in enumerate(values) if value == level) for level in levels)),
             *(Rating(candidate=n, value=value, scale=scale, aspect="return") for n, value in rated),
         ),

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import DatasetSpec, ModalitySpec, ObjectiveSpec, PolicySpec, RecipeSpec, RewardSpec
+from polyalign.plugins.specs import (
+    TOKEN_POLICY_PROVIDES,
+    DatasetSpec,
+    ImporterSpec,
+    ModalitySpec,
+    ObjectiveSpec,
+    PolicySpec,
+    RecipeSpec,
+    RewardSpec,
+)
 
 
 @hookimpl
@@ -47,7 +56,20 @@ def polyalign_policies() -> Iterable[PolicySpec]:
             outputs=("trajectory",),
             provides=("log_probs", "entropy", "hidden", "states", "codes"),
             switches={"values": "value_head"},
-            fixture="polyalign_action.uniact_fixture:fixture",
+            fixture="polyalign_action.reach_fixture:uniact_fixture",
+        ),
+        PolicySpec(
+            name="action-tokens",
+            summary="a causal language model that acts: observations and actions are words of its vocabulary",
+            target="polyalign_action.action_tokens:build",
+            config="polyalign_action.action_tokens_config:ActionTokensConfig",
+            requires=("torch", "transformers", "gymnasium"),
+            family="tokens",
+            inputs=("text",),
+            outputs=("trajectory",),
+            provides=TOKEN_POLICY_PROVIDES,
+            switches={"values": "value_head"},
+            fixture="polyalign_action.reach_fixture:tokens_fixture",
         ),
     ]
 
@@ -76,7 +98,33 @@ def polyalign_rewards() -> Iterable[RewardSpec]:
             target="polyalign_action.rewards:ReturnReward",
             config="polyalign_action.config:ReturnConfig",
             inputs=("trajectory",),
-        )
+        ),
+    ]
+
+
+@hookimpl
+def polyalign_importers() -> Iterable[ImporterSpec]:
+    return [
+        ImporterSpec(
+            name="lerobot",
+            summary="LeRobot data sets, version 3: states and actions; videos are left out",
+            target="polyalign_action.layouts.lerobot:LeRobot",
+            requires=("gymnasium",),
+            layout="meta/info.json, meta/tasks.parquet, meta/episodes/*/*.parquet, data/*/*.parquet with observation.*, action",
+            inputs=("text", "trajectory"),
+            unverified="no data set of the hub was read; the layout is that of lerobot's documentation",
+            exporter="polyalign_action.layouts.lerobot:write",
+        ),
+        ImporterSpec(
+            name="minari",
+            summary="Minari data sets (HDF5): episodes with numbers, or dictionaries of numbers, as observations",
+            target="polyalign_action.layouts.minari:Minari",
+            requires=("gymnasium", "h5py"),
+            layout="data/main_data.hdf5 of episode_N with observations, actions, rewards, terminations, truncations[, infos]",
+            inputs=("text", "trajectory"),
+            unverified="no data set of Minari's server was read; minari 0.5 reads what we write",
+            exporter="polyalign_action.layouts.minari:write",
+        ),
     ]
 
 
@@ -86,6 +134,11 @@ def polyalign_recipes() -> Iterable[RecipeSpec]:
         "dpo-cartpole": "DPO on scripted episodes of CartPole, ranked by how long the pole stood",
         "grpo-cartpole": "GRPO on CartPole: episodes from one starting state are compared with each other",
         "ppo-cartpole": "PPO on CartPole, with a critic and a reward for every action",
+        "bc-button-press": "Behaviour cloning of good and bad episodes of a Meta-World arm, all alike",
+        "cpl-button-press": "CPL on ranked episodes of a Meta-World arm: no reward model, no environment while training",
+        "uniact-reach": "UniAct: one policy for four bodies, from demonstrations of one task",
+        "uniact-adapt": "UniAct: a new body learns from eight demonstrations, by a head of its own",
+        "uniact-dpo": "DPO on trajectories of four bodies: going where the mission says is preferred",
     }
     return [
         RecipeSpec(name=f"action/{name}", summary=summary, target=f"polyalign_action:recipes/{name}.yaml")
@@ -101,5 +154,17 @@ def polyalign_datasets() -> Iterable[DatasetSpec]:
             summary="two scripted episodes of CartPole-v1 per starting state, ranked by how long the pole stood",
             target="polyalign_action.shipped:cartpole_episodes",
             licence="Apache-2.0",
-        )
+        ),
+        DatasetSpec(
+            name="manipulation",
+            summary="a Meta-World arm and BabyAI's agent: expert, perturbed, slow and wrong-goal episodes, ranked by the environment",
+            target="polyalign_action.shipped:manipulation",
+            licence="Apache-2.0",
+        ),
+        DatasetSpec(
+            name="reach-episodes",
+            summary="experts of five bodies that go where a mission says, or elsewhere: ranked pairs per scene",
+            target="polyalign_action.shipped:reach_episodes",
+            licence="Apache-2.0",
+        ),
     ]

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from polyalign.errors import MediaError, RecordError
 from polyalign.policies.base import Batch, Collator, Kind, Policy, Rollout, Rollouts, Scores
 from polyalign.policies.continuous import ActionHead, CategoricalHead, GaussianHead, network
+from polyalign.policies.encoder_features_config import HashedWordsConfig
 from polyalign.policies.fingerprint import weights_fingerprint
+from polyalign.policies.hashed_words import HashedWords
 from polyalign.policies.logprobs import scatter
 from polyalign.randomness import keyed_generator
 from polyalign.records.samples import Sample
@@ -30,10 +32,12 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 class TrajectoryCollator(Collator):
     """Trajectories as padded tensors: every action is a decision. With N samples, T steps in the longest, O observed numbers,
-    G goal numbers: ``states`` ``[N, T, O + G]``, ``actions`` ``[N, T]`` or ``[N, T, A]``."""
+    G numbers that the task gives (its goal, then its instruction as hashed words): ``states`` ``[N, T, O + G]``, ``actions``
+    ``[N, T]`` or ``[N, T, A]``."""
 
-    def __init__(self, spaces: Spaces, goal: int) -> None:
+    def __init__(self, spaces: Spaces, goal: int, instruction: int = 0) -> None:
         self.spaces, self.goal = spaces, goal
+        self.words = HashedWords(HashedWordsConfig(width=instruction, pairs=False)) if instruction else None
         self.codec = TrajectoryModality()
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
@@ -47,8 +51,8 @@ class TrajectoryCollator(Collator):
     def layout(self, samples: Sequence[Sample], trajectories: Sequence[Trajectory], cache: bool = True) -> Batch:
         states, actions = [], []
         for sample, trajectory in zip(samples, trajectories):
-            check_spaces(sample, trajectory, self.spaces)
-            goal = torch.tensor(self.goal_of(task_of(sample.prompt)), dtype=torch.float32)
+            check_spaces(sample.id, trajectory, self.spaces)
+            goal = self.asked(task_of(sample.prompt))
             observations = torch.from_numpy(trajectory.observations[:-1])
             states.append(torch.cat([observations, goal.expand(len(trajectory), -1)], -1))
             actions.append(torch.from_numpy(trajectory.actions) - (self.spaces.first if self.spaces.discrete else 0))
@@ -68,6 +72,15 @@ class TrajectoryCollator(Collator):
 
     def trajectory_of(self, sample: Sample) -> Trajectory:
         return self.codec.decode(_bytes_of(sample))
+
+    def asked(self, task: Task) -> Tensor:
+        """Return what the task gives in numbers, ``[G]``: they join every observation."""
+        goal = torch.tensor(self.goal_of(task), dtype=torch.float32)
+        if self.words is None:
+            return goal
+        if not task.instruction:
+            raise RecordError(f"the prompt {task.text!r} has no instruction; the policy reads one (policy.instruction)")
+        return torch.cat([goal, self.words.encode_text([task.instruction])[0]])
 
     def goal_of(self, task: Task) -> tuple[float, ...]:
         if len(task.goal) != self.goal:
@@ -97,13 +110,16 @@ class ActionPolicy(Policy):
     def __init__(self, config: ActionConfig, spaces: Spaces, seed: int = 0) -> None:
         super().__init__()
         self.config, self.spaces = config, spaces
-        self.collator: TrajectoryCollator = TrajectoryCollator(spaces, config.goal)
+        self.collator: TrajectoryCollator = TrajectoryCollator(spaces, config.goal, config.instruction)
         self.head: ActionHead
         if spaces.discrete:
             self.head = CategoricalHead(spaces.actions)
         else:
             self.head = GaussianHead([config.initial_std * width for width in spaces.half_widths()])
-        sizes, activation = (spaces.observation + config.goal, *config.hidden), ACTIVATIONS[config.activation]
+        sizes, activation = (
+            (spaces.observation + config.goal + config.instruction, *config.hidden),
+            ACTIVATIONS[config.activation],
+        )
         self.actor = network((*sizes, self.head.size), activation, keyed_generator(seed, "actor"), gain=0.01)
         self.critic = network((*sizes, 1), activation, keyed_generator(seed, "critic"), gain=0.0) if config.value_head else None
         self.provides = frozenset({"log_probs", "entropy", "hidden", "states"} | ({"values"} if config.value_head else set()))
@@ -162,7 +178,7 @@ class ActionPolicy(Policy):
         return self.head
 
     def outputs_for(self, tasks: Sequence[Task]) -> Outputs:
-        goals = torch.tensor([self.collator.goal_of(task) for task in tasks], dtype=torch.float32, device=self.device)
+        goals = torch.stack([self.collator.asked(task) for task in tasks]).to(self.device)
         return lambda seen, numbers, step: self.actor(torch.cat([seen, goals[numbers]], -1))
 
     def save(self, folder: Path) -> None:
@@ -182,7 +198,7 @@ def build(config: ActionConfig, *, device: str | torch.device = "cpu", seed: int
     return policy.to(device)
 
 
-def check_spaces(sample: Sample, trajectory: Trajectory, spaces: Spaces) -> None:
+def check_spaces(name: str, trajectory: Trajectory, spaces: Spaces) -> None:
     """Refuse trajectories of other spaces: their log-probabilities would mean nothing."""
     actions = trajectory.actions
     found = f"{trajectory.observations.shape[1]} observed numbers and actions {actions.shape} ({actions.dtype})"
@@ -197,7 +213,7 @@ def check_spaces(sample: Sample, trajectory: Trajectory, spaces: Spaces) -> None
         expected = f"actions {'[T]' if spaces.discrete else f'[T, {spaces.actions}]'}"
     if not fits:
         raise MediaError(
-            f"trajectory of {sample.id!r} ({trajectory.environment}) has {found}; the policy has {spaces.observation} "
+            f"trajectory of {name!r} ({trajectory.environment}) has {found}; the policy has {spaces.observation} "
             f"observed numbers and {expected}: use trajectories of policy.environment"
         )
 

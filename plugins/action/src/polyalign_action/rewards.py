@@ -20,18 +20,20 @@ class ReturnReward(Reward):
 
     def score(self, items: Sequence[Judged]) -> list[float]:
         """Return one return per trajectory. Raises `MediaError` for responses that are none."""
-        return [trajectory.discounted(self.config.discount) for trajectory in self._trajectories(items)]
+        return [trajectory.discounted(self.config.discount) for trajectory in trajectories_of(items, self.name)]
 
     def per_decision(self, items: Sequence[Judged]) -> list[Sequence[float]]:
         """Return what each action was paid, multiplied by ``discount ** step``: the return adds them up."""
         discount = self.config.discount
         return [
             [float(reward) * discount**step for step, reward in enumerate(trajectory.rewards)]
-            for trajectory in self._trajectories(items)
+            for trajectory in trajectories_of(items, self.name)
         ]
 
-    def _trajectories(self, items: Sequence[Judged]) -> list[Trajectory]:
-        strange = [item for item in items if not isinstance(item.output, Trajectory)]
-        if strange:
-            raise MediaError(f"the reward 'return' judges trajectories; found {type(strange[0].output).__name__}")
-        return [item.output for item in items]
+
+def trajectories_of(items: Sequence[Judged], reward: str) -> list[Trajectory]:
+    """Return the responses of the items. Raises `MediaError` naming the reward for anything but trajectories."""
+    strange = [item for item in items if not isinstance(item.output, Trajectory)]
+    if strange:
+        raise MediaError(f"the reward {reward!r} judges trajectories; found {type(strange[0].output).__name__}")
+    return [item.output for item in items]

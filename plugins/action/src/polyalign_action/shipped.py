@@ -7,7 +7,19 @@ from pathlib import Path
 
 def cartpole_episodes() -> Path:
     """Return the folder of the ``cartpole-episodes`` data set."""
-    packaged = Path(__file__).parent / "data" / "cartpole-episodes"
-    if packaged.is_dir():
-        return packaged
-    return Path(__file__).parents[4] / "datasets" / "cartpole-episodes"
+    return _folder("cartpole-episodes")
+
+
+def manipulation() -> Path:
+    """Return the folder of the ``manipulation`` data set."""
+    return _folder("manipulation")
+
+
+def reach_episodes() -> Path:
+    """Return the folder of the ``reach-episodes`` data set."""
+    return _folder("reach-episodes")
+
+
+def _folder(name: str) -> Path:
+    packaged = Path(__file__).parent / "data" / name
+    return packaged if packaged.is_dir() else Path(__file__).parents[4] / "datasets" / name

@@ -40,6 +40,11 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.rewards)
 
+    @property
+    def reported(self) -> dict[str, bool]:
+        """Return what the environment said of the episode, for rewards such as ``success``."""
+        return {} if self.success is None else {"success": self.success}
+
     def discounted(self, discount: float = 1.0) -> float:
         """Return the sum of rewards, step t's multiplied by ``discount ** t``."""
         return float(sum(float(reward) * discount**step for step, reward in enumerate(self.rewards)))

@@ -207,6 +207,26 @@ def import_(
 
 
 @app.command()
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="the layout; `polyalign list importers` says which can be written")],
+    source: Data,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="a new folder")],
+) -> None:
+    """Write a data set in the layout of another library, for those layouts that can be written."""
+    from polyalign.errors import RecordError
+    from polyalign.plugins.registry import registry
+    from polyalign.plugins.specs import ImporterSpec, load_attribute
+
+    known = [entry.spec for entry in registry().entries("importers") if isinstance(entry.spec, ImporterSpec)]
+    spec = registry().get("importers", name)
+    assert isinstance(spec, ImporterSpec)
+    if spec.exporter is None:
+        raise RecordError(f"{name!r} is read only; can be written: {', '.join(one.name for one in known if one.exporter)}")
+    for file, rows in load_attribute(spec.exporter, name)(_resolved(source), target).items():
+        typer.echo(f"{file}: {rows} rows")
+
+
+@app.command()
 def preview(
     path: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="the HTML page to write")] = Path("preview.html"),

@@ -22,8 +22,8 @@ class Judged:
 
     ``media`` opens the media of the prompt. ``conditions`` are the record's: its reference answer is the condition
     "answer", unless a reward is told another name. ``info`` is what came with the response: what an environment
-    reported, or a stored candidate's own conditions. ``group`` names the analogous prompts this one belongs to. Items of
-    one call with equal prompts are siblings.
+    reported, or a stored candidate's own conditions. ``group`` names the analogous prompts this one belongs to.
+    ``modalities``: what a stored candidate is made of. Items of one call with equal prompts are siblings.
     """
 
     prompt: tuple[Message, ...]
@@ -32,10 +32,13 @@ class Judged:
     conditions: Mapping[str, Scalar] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     group: str | None = None
+    modalities: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, prompt: tuple[Message, ...], output: Any, info: Mapping[str, Any] | None = None) -> Judged:
-        """Return an item with what a `Prompt` carries: the source of its media, and the record's conditions."""
+        """Return an item with what a `Prompt` carries: the source of its media, and the record's conditions. Without ``info`` it
+        is what the response says of itself, as ``output.reported``, if it does: a trajectory its environment's verdict."""
+        info = info if info is not None else getattr(output, "reported", None)
         if not isinstance(prompt, Prompt):
             return cls(prompt, output, info=info or {})
         return cls(prompt, output, prompt.media, prompt.conditions, info or {})

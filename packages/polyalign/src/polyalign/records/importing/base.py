@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+from polyalign.records.files import splits
 from polyalign.records.importing.media import IncomingMedia
+from polyalign.records.importing.rows import SOURCES, read_rows
 from polyalign.records.problems import WHOLE
 from polyalign.records.schema import Candidate, Comparison, Critique, MediaPart, Message, Rating, Record, TextPart
 from polyalign.records.trl import RowError
@@ -33,6 +36,14 @@ class Importer(ABC):
 
         Raises `RowError` with the field at fault; the row is then reported and left out.
         """
+
+    def files(self, source: Path) -> dict[str, tuple[Path, ...]]:
+        """Return the files of each split of ``source``, a file or a folder. Default: .jsonl, .json and .parquet by name."""
+        return splits(source, SOURCES)
+
+    def rows(self, file: Path) -> Iterator[tuple[int, Row]]:
+        """Yield (number from 1, row) of one of these files. Raises `RecordError` if it cannot be read."""
+        yield from read_rows(file)
 
     def check(self, row: Row) -> None:
         """Raise `RowError` if the row lacks columns."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from polyalign.errors import MediaError, RecordError
-from polyalign.records.files import splits
 from polyalign.records.importing.base import Importer, Row
 from polyalign.records.importing.media import IncomingMedia
 from polyalign.records.jsonl import write_jsonl
@@ -21,8 +19,6 @@ from polyalign.records.schema import Record
 from polyalign.records.store import MediaStore
 from polyalign.records.trl import RowError
 from polyalign.records.validation import installed_modalities
-
-SOURCES = (".jsonl", ".json", ".parquet")
 
 
 @dataclass
@@ -46,16 +42,17 @@ def import_data(
     modalities: Mapping[str, Callable[[], Modality]] | None = None,
     report: Callable[[Problem], None] | None = None,
 ) -> Imported:
-    """Write every split of ``source`` (a file, or a folder of .jsonl, .json and .parquet files) to ``target/<split>.jsonl``.
+    """Write every split of ``source`` (a file, or a folder, as `Importer.files` finds them) to ``target/<split>.jsonl``.
 
     A ``target`` that ends in .jsonl is one file, for one split. ``media``: the folder that paths in rows start from; default:
     that of the source. Raises `RecordError` if more than ``max_skipped`` of a split's rows are bad; its file is then not
     written.
     """
     source, target = Path(source), Path(target)
-    found = {key: files for key, files in splits(source, SOURCES).items() if split in (None, key)}
+    there = importer.files(source)
+    found = {key: files for key, files in there.items() if split in (None, key)}
     if not found:
-        raise RecordError(f"{source} has no split {split!r}; it has: {', '.join(splits(source, SOURCES))}")
+        raise RecordError(f"{source} has no split {split!r}; it has: {', '.join(there)}")
     if target.suffix and target.suffix != ".jsonl":
         raise RecordError(f"{target} does not end in .jsonl; name a folder or a JSON Lines file")
     if target.suffix and len(found) > 1:
@@ -104,7 +101,9 @@ class _Split:
             )
 
     def _groups(self, files: tuple[Path, ...]) -> Iterator[list[tuple[Path, int, Row]]]:
-        rows: Iterator[tuple[Path, int, Row]] = ((file, number, row) for file in files for number, row in read_rows(file))
+        rows: Iterator[tuple[Path, int, Row]] = (
+            (file, number, row) for file in files for number, row in self.importer.rows(file)
+        )
         column = self.importer.group_by
         if column is None:
             yield from ([item] for item in rows)
@@ -124,29 +123,3 @@ class _Split:
         problem = Problem(str(place[0]), place[1], defects[0])
         self.imported.problems.append(problem)
         self.report(problem)
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number from 1, row) of a .jsonl, .json (a list of rows) or .parquet file. Raises `RecordError` if it is none."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        rows = (row for batch in pyarrow.parquet.ParquetFile(path).iter_batches(256) for row in batch.to_pylist())
-        yield from enumerate(rows, 1)
-        return
-    with path.open(encoding="utf-8") as file:
-        lines = enumerate(file, 1) if path.suffix == ".jsonl" else enumerate(_parsed(path, 1, file.read()), 1)
-        for number, line in lines:
-            if isinstance(line, str) and not line.strip():
-                continue
-            row = _parsed(path, number, line) if path.suffix == ".jsonl" else line
-            if not isinstance(row, dict):
-                raise RecordError(f"{path}:{number}: expected a row of named columns; found {row!r:.60}")
-            yield number, row
-
-
-def _parsed(path: Path, number: int, content: str) -> Any:
-    try:
-        return json.loads(content)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{path}:{number + error.lineno - 1}: not JSON: {error.msg}") from error
