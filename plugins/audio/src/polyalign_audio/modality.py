@@ -112,6 +112,11 @@ class AudioModality(Modality):
         with self._open(data) as file:
             return int(file.frames)
 
+    def seconds(self, data: bytes) -> float:
+        """Return the length in seconds, read from the header."""
+        with self._open(data) as file:
+            return float(file.frames / file.samplerate)
+
     def preview_html(self, data: bytes, mime: str) -> str:
         """Return a player with the bytes inside over a drawn waveform, or, for a clip that cannot be read, the reason."""
         try:

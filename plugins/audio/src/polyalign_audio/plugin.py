@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import DatasetSpec, EncoderSpec, ModalitySpec, PolicySpec, RecipeSpec, RewardSpec
+from polyalign.plugins.specs import (
+    TOKEN_POLICY_PROVIDES,
+    DatasetSpec,
+    EncoderSpec,
+    ModalitySpec,
+    PolicySpec,
+    RecipeSpec,
+    RewardSpec,
+)
 
 
 @hookimpl
@@ -22,6 +30,30 @@ def polyalign_modalities() -> list[ModalitySpec]:
 @hookimpl
 def polyalign_policies() -> list[PolicySpec]:
     return [
+        PolicySpec(
+            name="whisper",
+            summary="Whisper speech recognisers: a clip to its transcript, parts frozen, in full or by LoRA",
+            target="polyalign_audio.whisper:build",
+            config="polyalign_audio.config:WhisperConfig",
+            requires=("torch", "transformers", "peft", "soundfile"),
+            family="tokens",
+            inputs=("text", "audio"),
+            outputs=("text",),
+            provides=TOKEN_POLICY_PROVIDES,
+            fixture="polyalign_audio.fixture:whisper_fixture",
+        ),
+        PolicySpec(
+            name="audio-language",
+            summary="transformers models that read clips among text (Qwen2-Audio class): text and sound to text",
+            target="polyalign_audio.audio_language:build",
+            config="polyalign_audio.config:AudioLanguageConfig",
+            requires=("torch", "transformers", "peft", "soundfile"),
+            family="tokens",
+            inputs=("text", "audio"),
+            outputs=("text",),
+            provides=TOKEN_POLICY_PROVIDES,
+            fixture="polyalign_audio.fixture:language_fixture",
+        ),
         PolicySpec(
             name="text-to-audio-tokens",
             summary="MusicGen-like models: text to the codes of a neural codec, several codebooks with a delay",
@@ -44,7 +76,7 @@ def polyalign_policies() -> list[PolicySpec]:
             family="denoising",
             inputs=("text",),
             outputs=("audio",),
-            provides=("log_probs", "predictions", "sample_grad"),
+            provides=("log_probs", "predictions"),
             fixture="polyalign_audio.pipeline_fixture:fixtures",
         ),
     ]
@@ -67,6 +99,29 @@ def polyalign_encoders() -> list[EncoderSpec]:
 @hookimpl
 def polyalign_rewards() -> list[RewardSpec]:
     return [
+        RewardSpec(
+            name="word_accuracy",
+            summary="1 less the word error rate, of a transcript or of what a recogniser hears in a clip",
+            target="polyalign_audio.word_accuracy:WordAccuracy",
+            config="polyalign_audio.config:WordAccuracyConfig",
+            inputs=("text", "audio"),
+        ),
+        RewardSpec(
+            name="loudness",
+            summary="A clip's root mean square and peak are within limits",
+            target="polyalign_audio.clip_rules:Loudness",
+            config="polyalign_audio.config:LoudnessConfig",
+            inputs=("audio",),
+            rule=True,
+        ),
+        RewardSpec(
+            name="pitch",
+            summary="A clip's median pitch is within limits",
+            target="polyalign_audio.clip_rules:Pitch",
+            config="polyalign_audio.config:PitchConfig",
+            inputs=("audio",),
+            rule=True,
+        ),
         RewardSpec(
             name="dnsmos",
             summary="How people would rate speech, 1 to 5: DNSMOS P.835 (pip install 'polyalign-audio[quality]')",
@@ -99,7 +154,7 @@ def polyalign_datasets() -> list[DatasetSpec]:
     return [
         DatasetSpec(
             name="spoken-emoji",
-            summary="names of emoji spoken in twelve voices; preferences for the speed, pitch, voice and words asked for, by rule",
+            summary="names of emoji spoken in twelve voices; preferences by rule for the speed, pitch, voice and words asked for",
             target="polyalign_audio.shipped:spoken_emoji",
             licence="MIT",
         ),
@@ -115,6 +170,8 @@ def polyalign_datasets() -> list[DatasetSpec]:
 @hookimpl
 def polyalign_recipes() -> list[RecipeSpec]:
     summaries = {
+        "dpo-whisper": "DPO on names of emoji: what was said over what Whisper tiny heard; on a laptop CPU",
+        "grpo-whisper": "GRPO on names of emoji: Whisper tiny rewarded for the words it gets right; on a laptop CPU",
         "grpo-tunes": "GRPO on a tiny MusicGen: tunes as their prompts ask, by a rule that listens for notes",
     }
     return [
