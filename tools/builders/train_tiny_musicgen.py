@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from tiny_musicgen_tunes import FRAME, RATE, Ask, all_asks, tune
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from train_tiny_sd import atomic_save, optimise, set_rate
 from transformers import (
     EncodecConfig,
     EncodecFeatureExtractor,
@@ -35,6 +34,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from polyalign.records.atomic import atomic_write
 from polyalign_audio.delay_pattern import delayed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def write_framing(codec: EncodecModel) -> None:
 @torch.no_grad()
 def learn_codebooks(codec: EncodecModel, frames: np.ndarray) -> None:
     """Put k-means of the distinct frames into the first codebook, and of what it misses of them into the next."""
-    left = np.unique(frames.round(4), axis=0)
+    left = np.stack(list({frame.tobytes(): frame for frame in frames.round(4)}.values()))  # np.unique(axis=0) takes minutes
     for number, layer in enumerate(codec.quantizer.layers):
         centres, nearest = scipy.cluster.vq.kmeans2(left.astype(np.float64), CODES, minit="++", seed=number)
         layer.codebook.embed.copy_(torch.from_numpy(centres))
@@ -154,11 +154,13 @@ def train(model: MusicgenForConditionalGeneration, tunes: list[tuple[Ask, np.nda
 
     def save(step: int) -> None:
         state = {"trained": trained.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-        atomic_save(state, checkpoint)
+        with atomic_write(checkpoint) as file:
+            torch.save(state, file)
 
     saved, losses = time.time(), []
     for step in range(first, steps):
-        set_rate(optimizer, RATE_OF_LEARNING * min(1.0, (step + 1) / WARM_UP_STEPS) * (1 - step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = RATE_OF_LEARNING * min(1.0, (step + 1) / WARM_UP_STEPS) * (1 - step / steps)
         chosen = torch.randint(len(tunes), (BATCH,)).tolist()
         read = tokenizer([forgetful(tunes[number][0]).prompt for number in chosen], padding=True, return_tensors="pt")
         hidden = model.text_encoder(**{name: read[name] for name in ("input_ids", "attention_mask")}).last_hidden_state
@@ -169,7 +171,10 @@ def train(model: MusicgenForConditionalGeneration, tunes: list[tuple[Ask, np.nda
             decoder_input_ids=columns[..., :-1].flatten(0, 1),
         ).logits
         loss = F.cross_entropy(logits.flatten(0, 1), columns[..., 1:].flatten(), ignore_index=CODES)
-        optimise(loss, optimizer, trained)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
         losses.append(loss.item())
         if step % 50 == 49:
             print(f"step {step + 1} loss {np.mean(losses[-50:]):.4f}", flush=True)
@@ -193,7 +198,7 @@ def forgetful(ask: Ask) -> Ask:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("all", "decoder", "export"), nargs="?", default="all")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--work", type=Path, default=ROOT / ".cache/tiny-musicgen", help="the checkpoint")
     parser.add_argument("--target", type=Path, default=MODEL_DIR)
     arguments = parser.parse_args()

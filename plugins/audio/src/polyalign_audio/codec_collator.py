@@ -43,9 +43,10 @@ class CodecCollator(Collator):
         return hash_of("caption", caption_of(sample.prompt), self.text_fingerprint)
 
     def cost(self, sample: Sample) -> int:
-        """Return how many codes the response is, once it has been encoded; before, the most that it may be."""
-        key = self.code_key(sample)
-        return self.features.load(key)["codes"].numel() if key in self.features else self.most_codes
+        """Return how many codes the response is, once it has been encoded; before, and for a prompt, the most that it may be."""
+        if not sample.response or (key := self.code_key(sample)) not in self.features:
+            return self.most_codes
+        return self.features.load(key)["codes"].numel()
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         codes = [prepared(self.features, self.code_key(sample), sample, "codes")["codes"] for sample in samples]

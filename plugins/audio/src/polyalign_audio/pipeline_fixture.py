@@ -45,8 +45,9 @@ def stable_audio() -> Any:
     return StableAudioPipeline(
         transformer=_seeded(
             StableAudioDiTModel,
-            sample_size=8, in_channels=3, num_layers=2, attention_head_dim=4, num_attention_heads=2,
-            num_key_value_attention_heads=2, out_channels=3, cross_attention_dim=4, time_proj_dim=8, global_states_input_dim=8, cross_attention_input_dim=4,
+            sample_size=8, in_channels=3, out_channels=3, num_layers=2, attention_head_dim=4, num_attention_heads=2,
+            num_key_value_attention_heads=2, cross_attention_dim=4, time_proj_dim=8, global_states_input_dim=8,
+            cross_attention_input_dim=4,
         ),
         vae=_seeded(
             AutoencoderOobleck,

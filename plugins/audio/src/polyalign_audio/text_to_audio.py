@@ -23,6 +23,7 @@ class TextToAudioPolicy(PipelinePolicy):
     modality = "audio"
     reading = "resampled, one channel, padded with silence or cut"
     outputs = frozenset({"audio"})
+    provides = frozenset({"log_probs", "predictions"})  # sample_grad would be for rewards of sound that have a gradient: none yet
     family_of_pipeline: AudioFamily
 
     def __init__(self, pipeline: Any, config: TextToAudioConfig, seed: int = 0) -> None:
