@@ -11,7 +11,7 @@ import io
 import json
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,12 +50,12 @@ class Emoji:
     pictures: dict[str, np.ndarray]
 
 
-def fetch(cache: Path) -> dict[str, Path]:
+def fetch(cache: Path, packages: Mapping[str, tuple[str, str]] = PACKAGES) -> dict[str, Path]:
     """Return the path of each tarball, fetching what the cache lacks; raises ValueError on a wrong hash."""
     cache.mkdir(parents=True, exist_ok=True)
     tarballs = {}
-    for name, (version, expected) in PACKAGES.items():
-        path = cache / f"{name}-{version}.tgz"
+    for name, (version, expected) in packages.items():
+        path = cache / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
         if not path.exists():
             subprocess.run(["npm", "pack", "--silent", f"{name}@{version}"], cwd=cache, check=True, stdout=subprocess.DEVNULL)
         found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -70,7 +70,7 @@ def load_table(cache: Path) -> list[Emoji]:
     tarballs = fetch(cache)
     drawings = {style: _read_drawings(tarballs[f"emoji-datasource-{folder}"], folder) for style, folder in STYLES.items()}
     rows: list[tuple[dict, dict[str, np.ndarray]]] = []
-    for entry, subgroup in _read_entries(tarballs["emojibase-data"]):
+    for entry, subgroup in read_entries(tarballs["emojibase-data"]):
         if not _is_drawable(entry, subgroup):
             continue
         pictures = {style: _find(drawings[style], entry["hexcode"]) for style in STYLES}
@@ -80,7 +80,7 @@ def load_table(cache: Path) -> list[Emoji]:
         if np.abs(noto - twemoji).mean() < LEAST_STYLE_DIFFERENCE:
             continue
         rows.append((entry | {"subgroup": subgroup}, pictures))
-    held_out = _held_out([entry for entry, _ in rows])
+    held_out = held_out_codes([entry for entry, _ in rows])
     return [
         Emoji(
             hexcode=entry["hexcode"],
@@ -105,7 +105,7 @@ def _is_drawable(entry: dict, subgroup: str) -> bool:
     )
 
 
-def _held_out(entries: list[dict]) -> set[str]:
+def held_out_codes(entries: list[dict]) -> set[str]:
     """The same share of every subgroup, chosen by hash of the code point: rerunning or adding emoji moves few of them."""
     by_subgroup: dict[str, list[str]] = {}
     for entry in entries:
@@ -117,7 +117,8 @@ def _held_out(entries: list[dict]) -> set[str]:
     return held_out
 
 
-def _read_entries(tarball: Path) -> Iterator[tuple[dict, str]]:
+def read_entries(tarball: Path) -> Iterator[tuple[dict, str]]:
+    """Yield the emoji of `emojibase-data` in Unicode order, each with its subgroup; entries name their group."""
     with tarfile.open(tarball) as archive:
         entries = json.load(archive.extractfile("package/en/data.json"))
         names = json.load(archive.extractfile("package/meta/groups.json"))

@@ -26,9 +26,14 @@ CHUNK = 256  # contents embedded between two writes to the cache: what a killed 
 
 
 class Encoder(ABC):
-    """Turns decoded media, text, or both into rows of float32 on the CPU. Deterministic, without gradients."""
+    """Turns decoded media, text, or both into rows of float32 on the CPU. Deterministic, without gradients.
+
+    ``width``: how many numbers a row has, where that is known beforehand; needed where neither text nor a picture can be embedded
+    to find out.
+    """
 
     name: str = "encoder"
+    width: int | None = None
 
     def encode_media(self, media: Sequence[Any]) -> Tensor:
         """Return ``[N, D]``, one row per decoded medium, in order."""

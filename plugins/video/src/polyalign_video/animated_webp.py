@@ -46,7 +46,7 @@ def _changes(frames: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
 def _still(picture: np.ndarray) -> bytes:
     """Return the bitstream chunk of one lossless picture."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    Image.fromarray(picture).save(buffer, "WEBP", lossless=True, quality=100, method=4)
     return buffer.getvalue()[12:]  # behind "RIFF", the length and "WEBP"
 
 

