@@ -17,7 +17,7 @@ from polyalign.cli.main import main
 from polyalign.errors import PolyalignError
 from polyalign.plugins.registry import registry
 
-COMMANDS = "train teach sample score eval merge recipes config data assets list cells plugins schema doctor".split()
+COMMANDS = "train teach sample score eval synthesize merge recipes config data assets list cells plugins schema doctor".split()
 
 
 @pytest.fixture

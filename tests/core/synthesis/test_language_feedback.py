@@ -245,7 +245,7 @@ def test_an_endpoint_criticises_what_it_is_shown(place: Path) -> None:
 
 def test_for_a_picture_the_critique_becomes_a_better_request(place: Path) -> None:
     """A small text-to-image model draws; a rule looks at the picture and asks for blue; the picture drawn for that is preferred,
-    under the first prompt."""
+    under the first prompt. It was drawn before, for the prompt that asks for just this, and is not drawn again."""
     (place / "looks.py").write_text(
         "def critic(prompt, output):\n    return f'{output.size[0]} wide.\\n##Refinement: a blue whale'\n"
         "def better(prompt, output, critique):\n    return prompt + ', in blue'\n"
@@ -255,7 +255,7 @@ def test_for_a_picture_the_critique_becomes_a_better_request(place: Path) -> Non
     looks = {"function": "looks.py:critic"}
     records, dropped, stages = made(place, generator=draws, critic=looks, refiner=None)
     (record,) = records
-    assert dropped == {"refined to the same request": 1} and stages.made["responses"] == 3
+    assert dropped == {"refined to the same request": 1} and stages.made["responses"] == 2
     assert text_of(record.prompt[0].parts) == "a whale"
     assert record.candidates[1].conditions == {"refined_request": "a blue whale"}
     pictures = [candidate.parts[0].media.sha256 for candidate in record.candidates]  # type: ignore[union-attr]

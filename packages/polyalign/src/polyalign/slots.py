@@ -69,6 +69,12 @@ class PolicySlot(PluginSlot):
         return self._spec.load()(self.config, device=device, seed=0).requires_grad_(False).eval()
 
 
+class EvaluatorSlot(PluginSlot):
+    """An evaluator: its name, and its own options beside it."""
+
+    kind: ClassVar[str] = "evaluators"
+
+
 def numbered(names: Sequence[str]) -> list[str]:
     """Return the names as distinct labels: one that comes again is numbered, ``dpo`` and ``dpo 2``."""
     return [f"{name} {names[:at].count(name) + 1}" if name in names[:at] else name for at, name in enumerate(names)]

@@ -152,11 +152,24 @@ def merge(
 
 @app.command(name="eval")
 def evaluate(
-    source: RecipeOrRun,
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_RECIPE_OR_EVALUATOR", help="a run, a recipe, or with --data an evaluator's name")
+    ],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="where the report is written; default: the run folder")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="where the report is written; default: the run folder; with --data: a JSON file")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="judge the candidates of these records, producer by producer")] = None,
+    split: Annotated[str | None, typer.Option(help="with --data: the split to judge")] = None,
 ) -> None:
-    """Judge what a run's model makes, by rewards and evaluators."""
+    """Judge what a run's model makes, by rewards and evaluators. Or any records by an evaluator (--data)."""
+    if data is not None:
+        from polyalign.cli.rating import eval_data
+
+        typer.echo(eval_data(source, overrides or [], data, out, split))
+        return
+    if split:
+        raise ConfigError("--split goes with --data")
     from polyalign.config import load_recipe
     from polyalign.evaluation import run
 

@@ -1,4 +1,4 @@
-"""``polyalign score --data``: which rewards are meant, and what they found."""
+"""``polyalign score --data`` and ``eval --data``: which rewards or which evaluator is meant, and what they found."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from polyalign.errors import ConfigError
 if TYPE_CHECKING:
     from polyalign.rewards.base import Reward
     from polyalign.rewards.rating import Ranking
+    from polyalign.slots import PluginSlot
 
 
 def score_data(
@@ -43,14 +44,15 @@ def rewards_of(source: str, overrides: Sequence[str]) -> dict[str, Reward]:
     from polyalign.config import load_recipe
     from polyalign.plugins.registry import registry
     from polyalign.plugins.specs import is_function
+    from polyalign.rewards.config import RewardSlot
     from polyalign.slots import numbered
 
     known = [entry.spec.name for entry in registry().entries("rewards")]
     if source in known or is_function("rewards", source):
-        return {source: _built({"name": source}, overrides)}
+        return {source: _built({"name": source}, overrides, RewardSlot)}
     if source.lstrip().startswith("{"):
         slot = _read(source, "reward")
-        return {str(slot.get("name")): _built(slot, overrides)}
+        return {str(slot.get("name")): _built(slot, overrides, RewardSlot)}
     if not Path(source).exists() and source not in [entry.spec.name for entry in registry().entries("recipes")]:
         hint = registry().hint("rewards", source)
         raise ConfigError(f"{source!r} is no reward, no recipe and no file.{hint}")
@@ -71,20 +73,51 @@ def _read(text: str, what: str) -> dict[str, Any]:
     return tree
 
 
-def _built(slot: dict[str, Any], overrides: Sequence[str]) -> Reward:
+def eval_data(source: str, overrides: Sequence[str], data: str, out: Path | None, split: str | None) -> str:
+    """Let an evaluator judge the candidates of a data set, producer by producer; return a line per verdict, also as JSON in
+    ``out``. ``source``: an evaluator's name, with options as overrides, or its YAML slot."""
+    import json
+
+    from polyalign.assets import resolve_dataset
+    from polyalign.evaluation.base import Evaluator
+    from polyalign.evaluation.intervals import bootstrap
+    from polyalign.records.atomic import write_text
+    from polyalign.rewards.rating import candidates_of, stored
+    from polyalign.slots import EvaluatorSlot
+
+    slot = _read(source, "evaluator") if source.lstrip().startswith("{") else {"name": source}
+    evaluator: Evaluator = _built(slot, overrides, EvaluatorSlot)
+    by_producer: dict[str, list[Any]] = {}
+    for record, media in stored(resolve_dataset(data), split):
+        for item, candidate in zip(candidates_of(record, media), record.candidates, strict=True):
+            by_producer.setdefault(candidate.producer or "nobody named", []).append(item)
+    lines, found = [], []
+    for producer, items in by_producer.items():
+        lines.append(f"{producer}: {len(items)} responses; mean [95 % interval]")
+        for verdict in evaluator.judge(items):
+            notes = "".join(f"; {key}: {value}" for key, value in verdict.notes.items())
+            interval = bootstrap(verdict.values)
+            lines.append(f"  {verdict.name}: {interval} over {len(verdict.values)}{notes}")
+            found.append({"producer": producer, **vars(verdict), "mean": vars(interval)})
+    if out is not None:
+        write_text(out, json.dumps(found, indent=1))
+    return "\n".join(lines)
+
+
+def _built(slot: dict[str, Any], overrides: Sequence[str], reader: type[PluginSlot]) -> Any:
     from pydantic import ValidationError
 
+    from polyalign.plugins.specs import singular
     from polyalign.recipe_text import Problem, apply_override
-    from polyalign.rewards.config import RewardSlot
 
     problems = [problem for override in overrides for problem in apply_override(slot, override)]
     if not problems:
         try:
-            reward: Reward = RewardSlot.model_validate(slot).build()
-            return reward
+            return reader.model_validate(slot).build()
         except ValidationError as error:
             problems = [
                 Problem(".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, "))
                 for item in error.errors(include_url=False)
             ]
-    raise ConfigError("\n".join([f"reward {slot.get('name')!r} cannot be built:", *(f"  {problem}" for problem in problems)]))
+    title = f"{singular(reader.kind)} {slot.get('name')!r} cannot be built:"
+    raise ConfigError("\n".join([title, *(f"  {problem}" for problem in problems)]))

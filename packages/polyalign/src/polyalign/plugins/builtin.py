@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import EncoderSpec, ImporterSpec, ObjectiveSpec, PolicySpec, RewardSpec, SynthesizerSpec
+from polyalign.plugins.specs import (
+    EncoderSpec,
+    EvaluatorSpec,
+    ImporterSpec,
+    ObjectiveSpec,
+    PolicySpec,
+    RewardSpec,
+    SynthesizerSpec,
+)
 
 
 @hookimpl
@@ -57,6 +65,26 @@ def polyalign_importers() -> Iterable[ImporterSpec]:
     from polyalign.records.importing.specs import IMPORTERS
 
     return IMPORTERS
+
+
+@hookimpl
+def polyalign_evaluators() -> Iterable[EvaluatorSpec]:
+    return (
+        EvaluatorSpec(
+            name="amu",
+            summary="eval-anything, understanding: answers rated 1 to 10 against references, the mean of category means",
+            target="polyalign.evaluation.eval_anything.understanding:AMU",
+            config="polyalign.evaluation.eval_anything.config:AMUConfig",
+            inputs=("text", "image", "audio", "video"),
+        ),
+        EvaluatorSpec(
+            name="amg",
+            summary="eval-anything, generation: instruction following x modality selection x synergy",
+            target="polyalign.evaluation.eval_anything.generation:AMG",
+            config="polyalign.evaluation.eval_anything.config:AMGConfig",
+            inputs=("text", "image", "audio", "video"),
+        ),
+    )
 
 
 @hookimpl

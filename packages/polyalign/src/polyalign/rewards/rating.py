@@ -55,9 +55,7 @@ def rate(
         raise RecordError(f"{target} does not end in .jsonl; name a JSON Lines file")
     if rank is not None and len(rewards) != 1:
         raise RewardError(f"ranking takes one reward, found {', '.join(rewards)}; put them into one, such as weighted")
-    held = [(record, media) for file in _files(source, split, target) for record in records_of(file) for media in (file.media,)]
-    if not held:
-        raise RecordError(f"{source} holds no records")
+    held = stored(source, split, target)
     columns: dict[str, list[list[float]]] = {}
     for chunk in _chunks(held):
         for name, rows in _judged(chunk, rewards, parts).items():
@@ -92,18 +90,26 @@ def candidates_of(record: Record, media: MediaSource) -> list[Judged]:
         text = all(isinstance(output, str) for output in outputs)
         output = "".join(outputs) if text else outputs[0] if len(outputs) == 1 else outputs
         prompt = Prompt.of(record.prompt_of(number), media, record.conditions)
-        items.append(Judged(prompt, output, media, record.conditions, candidate.conditions, record.group))
+        made_of = frozenset(part.media.modality if isinstance(part, MediaPart) else "text" for part in candidate.parts)
+        items.append(Judged(prompt, output, media, record.conditions, candidate.conditions, record.group, made_of))
     return items
 
 
-def _files(source: Path, split: str | None, target: Path) -> list[Any]:
+def stored(source: Path, split: str | None, target: Path | None = None) -> list[tuple[Record, MediaSource]]:
+    """Return the records of one split, each with what opens its media. Raises `RecordError` where it is not clear which split,
+    where there are none, and where ``target`` would be written over them."""
     found = splits(source)
     if split is None and len(found) > 1:
         raise RecordError(f"{source} has the splits {', '.join(found)}; choose one with --split")
     paths = split_files(source, split or next(iter(found)))
-    if target.resolve() in {path.resolve() for path in paths}:
+    if target is not None and target.resolve() in {path.resolve() for path in paths}:
         raise RecordError(f"{target} would be written over itself; name another target")
-    return [open_file(path) for path in paths]
+    held: list[tuple[Record, MediaSource]] = [
+        (record, file.media) for file in map(open_file, paths) for record in records_of(file)
+    ]
+    if not held:
+        raise RecordError(f"{source} holds no records")
+    return held
 
 
 def _chunks(held: Sequence[tuple[Record, MediaSource]]) -> Iterator[Sequence[tuple[Record, MediaSource]]]:
