@@ -22,7 +22,8 @@ class Tint(Reward):
 
     A pixel weighs by how far it is from white (1 minus its least channel), so that a white background says nothing. The
     colour is the configured one, or the first that the prompt names (`palette.colours_named`); a prompt that names none
-    scores 0.5. `colour_rule` judges the same thing by the names of pixels, and has no gradient.
+    scores 0.5. `colour_rule` judges the same thing by the names of pixels, and has no gradient. As tensors, clips
+    ``[N, 3, F, H, W]`` are judged like one picture of all their frames.
     """
 
     name = "tint"
@@ -40,6 +41,7 @@ class Tint(Reward):
     def on_tensors(self, media: Tensor, prompts: Sequence[tuple[Message, ...]]) -> Tensor:
         wanted = [self._colour(prompt) for prompt in prompts]
         target = torch.tensor([TYPICAL[colour or "white"] for colour in wanted], device=media.device) / 255
+        media = media.flatten(3)  # [N, 3, F, H * W]; a picture stays as it is
         distance = (media - target[:, :, None, None]).abs().mean(1)  # [N, H, W]
         weight = 1 - media.amin(1) + LEAST_WEIGHT
         near = 1 - (weight * distance).sum((1, 2)) / weight.sum((1, 2))

@@ -103,8 +103,9 @@ class DenoisingPolicy(PreparedPolicy):
     # scoring
 
     def forward(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
-        """Return ``log_probs`` ``[N, D, 1]``: ``-1/2 * reduction((target - prediction)^2)`` per draw, in float32. Batches of
-        transitions give their log-densities ``[N, 1, T]``. With "samples" wanted, responses are drawn and scores are 0."""
+        """Return ``log_probs`` ``[N, D, T]``: ``-1/2 * reduction((target - prediction)^2)`` per draw, in float32, cut along time
+        into the batch's decisions (usually 1), which add up to that of the whole. Batches of transitions give their
+        log-densities ``[N, 1, T]``. With "samples" wanted, responses are drawn and scores are 0."""
         if "transitions" in batch.tensors:
             if "predictions" in want:
                 raise TrainingError(
@@ -113,7 +114,7 @@ class DenoisingPolicy(PreparedPolicy):
             return score_transitions(self, batch)
         if "samples" in want:
             return self._sampled(batch)
-        count, draws, _ = batch.mask.shape
+        decisions = batch.mask.shape[-1]
         groups = batch.tensors["groups"]
         keep = "predictions" in want
         if keep and len(groups) > 1:
@@ -124,8 +125,10 @@ class DenoisingPolicy(PreparedPolicy):
         for group in groups:
             prediction, target = self._predict(group)
             with torch.autocast(prediction.device.type, enabled=False):
-                squared = (target.float() - prediction.float()).square().flatten(2)  # [n, D, dimensions]
-                errors.append(squared.sum(-1) if self.settings.reduction == "sum" else squared.mean(-1))
+                squared = (target.float() - prediction.float()).square()  # [n, D, C, ...]
+                parts = squared.movedim(3, 2).flatten(3) if decisions > 1 else squared.flatten(2)[:, :, None]  # [n, D, T, ...]
+                size = 1 if self.settings.reduction == "sum" else squared[0, 0].numel()
+                errors.append(parts.sum(-1) / size)
             rows.append(group["rows"])
             if keep:
                 level = group["level"][group["noised_draw"]][group["row_noised"]]
@@ -134,7 +137,7 @@ class DenoisingPolicy(PreparedPolicy):
                 if "old_predictions" in group:
                     extras["old_predictions"] = group["old_predictions"]
         order = torch.argsort(torch.cat(rows))
-        log_probs = (-0.5 * torch.cat(errors)[order]).reshape(count, draws, 1)
+        log_probs = (-0.5 * torch.cat(errors)[order]).reshape(batch.mask.shape)
         return Scores(log_probs, batch.mask, batch.kind, extras)
 
     def _predict(self, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -173,4 +176,5 @@ class DenoisingPolicy(PreparedPolicy):
     def score_description(self) -> str:
         """Return the settings that scores depend on besides weights and content; it enters `fingerprint`."""
         settings = self.settings
-        return f"{settings.reduction}/{settings.latents}/{settings.timesteps}/{self.schedule.description()}"
+        cut = f"/{self.collator.decisions} decisions" if self.collator.decisions > 1 else ""
+        return f"{settings.reduction}/{settings.latents}/{settings.timesteps}/{self.schedule.description()}{cut}"

@@ -29,7 +29,12 @@ class DenoisingCollator(Collator):
 
     Draw d of a sample is keyed by (seed, draw key, epoch, d), so samples of one comparison share t and, where their latents
     have one shape, the noise. With a bank of K draws, epoch e uses entries ``(e * D + d) mod K`` whatever the epoch.
+
+    ``decisions``: into how many a response's latents are cut along their first axis after the channels, which must be as
+    long; 1: the response is one decision. Rollouts always are.
     """
+
+    decisions: int = 1
 
     def __init__(self, features: FeatureCache, schedule: Schedule, config: DenoisingConfig, seed: int) -> None:
         self.features, self.schedule, self.config, self.seed = features, schedule, config, seed
@@ -92,7 +97,7 @@ class DenoisingCollator(Collator):
             latent, condition = self.load(latent_key, sample, "latents"), self.load(condition_key, sample, "prompt embeddings")
             group = groups.setdefault(_shapes(latent, condition), _Group(self))
             group.add(row, sample, (latent_key, latent), (condition_key, condition))
-        return self._batch(samples, groups, self.cache_keys(samples))
+        return self._batch(samples, groups, self.cache_keys(samples), self.decisions)
 
     def of_rollouts(self, rollouts: Sequence[Rollout]) -> Batch:
         """Return a batch that scores what these rollouts decided: stored sampler steps, or keyed draws of noise on their
@@ -111,15 +116,17 @@ class DenoisingCollator(Collator):
             group.add(row, samples[row], (decisions[0].key, {"mean": clean}), (condition_key, condition))
             predictions = [decision.prediction for decision in decisions if decision.prediction is not None]
             group.old_predictions += [torch.stack(predictions)] if predictions else []
-        return self._batch(samples, groups, None)
+        return self._batch(samples, groups, None, 1)
 
-    def _batch(self, samples: Sequence[Sample], groups: dict[Hashable, _Group], cache_keys: tuple[str, ...] | None) -> Batch:
+    def _batch(
+        self, samples: Sequence[Sample], groups: dict[Hashable, _Group], cache_keys: tuple[str, ...] | None, decisions: int
+    ) -> Batch:
         count, draws = len(samples), self.config.draws
         return Batch(
             samples=tuple(samples),
             tensors={"groups": [group.tensors() for group in groups.values()]},
-            mask=torch.ones(count, draws, 1, dtype=torch.bool),  # type: ignore[arg-type]
-            kind=torch.full((count, 1), int(Kind.DENOISING), dtype=torch.long),  # type: ignore[arg-type]
+            mask=torch.ones(count, draws, decisions, dtype=torch.bool),  # type: ignore[arg-type]
+            kind=torch.full((count, decisions), int(Kind.DENOISING), dtype=torch.long),  # type: ignore[arg-type]
             cache_keys=cache_keys,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ def grid_of_scheduler(scheduler: Any, steps: int, patches: int | None = None, le
         return Grid(tuple(signal.tolist()), tuple((1 - signal**2).sqrt().tolist()), tuple(fresh.timesteps.tolist()))
     from diffusers import DDIMScheduler
 
-    ddim = DDIMScheduler.from_config(scheduler.config)
+    known = inspect.signature(DDIMScheduler.__init__).parameters  # DDIM of another name may have settings of its own
+    ddim = DDIMScheduler.from_config({name: value for name, value in scheduler.config.items() if name in known})
     ddim.set_timesteps(steps)
     last = ddim.final_alpha_cumprod if ddim.config.set_alpha_to_one else fresh.alphas_cumprod[0]
     kept = torch.cat([fresh.alphas_cumprod[ddim.timesteps], last.reshape(1)]).double()

@@ -1,0 +1,1 @@
+"""Text-to-video: pipelines of diffusers that draw clips."""
