@@ -65,8 +65,8 @@ def open_environment(name: str, **settings: object) -> gymnasium.Env:
 
 def time_limit(environment: gymnasium.Env, max_steps: int | None) -> int:
     """Return the step at which an episode is cut at the latest."""
-    own = (environment.spec.max_episode_steps if environment.spec else None) or getattr(environment.unwrapped, "max_steps", None)
-    limits = [limit for limit in (own, max_steps) if limit is not None]
+    registered = environment.spec.max_episode_steps if environment.spec else None
+    limits = [limit for limit in (registered or getattr(environment.unwrapped, "max_steps", None), max_steps) if limit]
     if not limits:
         name = environment.spec.id if environment.spec else environment
         raise ConfigError(f"{name!r} has no time limit of its own; set policy.max_steps")

@@ -157,7 +157,7 @@ def polyalign_datasets() -> Iterable[DatasetSpec]:
         ),
         DatasetSpec(
             name="manipulation",
-            summary="a Meta-World arm and BabyAI's agent: expert, perturbed, slow and wrong-goal episodes, ranked by the environment",
+            summary="episodes of a Meta-World arm and of BabyAI by experts, perturbed, slow or wrong: ranked by the environment",
             target="polyalign_action.shipped:manipulation",
             licence="Apache-2.0",
         ),
