@@ -169,7 +169,13 @@ def test_a_new_body_learns_by_its_head_alone(tmp_path: Path) -> None:
     store = MediaStore(tmp_path / "media")
     write_parquet(tmp_path / "train.parquet", list(records(["Wheels"], range(2), store.add)), store)
     settings = {"hidden": [16], "head_hidden": [16], "codes": 6, "code_size": 5, "base": str(tmp_path / "model")}
-    settings |= {"embodiments": ["Reach/Wheels"], "choice": "hard", "trains": "heads"}
+    settings |= {
+        "embodiments": ["Reach/Wheels"],
+        "choice": "hard",
+        "trains": "heads",
+        "heads_see": "all",
+        "temperature": [2.0, 0.5],
+    }
     run = polyalign.train(
         "action/uniact-reach",
         out=tmp_path / "run",

@@ -175,7 +175,7 @@ class Reach(gymnasium.Env[np.ndarray, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         draw = self.np_random
-        places = [0.75 * RADIUS * _direction(angle) + draw.uniform(-0.08, 0.08, 2) for angle in np.radians([90, 210, 330])]
+        places = [0.75 * RADIUS * _direction(angle) + draw.uniform(-0.03, 0.03, 2) for angle in np.radians([90, 210, 330])]
         self.discs = [places[number] for number in draw.permutation(len(places))]
         hand = _within(draw)
         while min(np.linalg.norm(hand - disc) for disc in self.discs) < 3 * NEAR:
