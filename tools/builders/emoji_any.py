@@ -225,8 +225,8 @@ of, the worse one of another thing.
 
 `media/` holds {len(media):,} files, {size}: PNG of {SIDE} x {SIDE} pixels, FLAC of 8 kHz.
 
-- `train.jsonl`, `test.jsonl`: pairs. `tags` and `group` name the direction, the condition `answer` the thing. {len(HELD_OUT_THINGS)}
-  things are in `test` alone: {things}. Held out means from preferences: `zoo:tiny-any` learnt all of them.
+- `train.jsonl`, `test.jsonl`: pairs. `tags` and `group` name the direction, the condition `answer` the thing.
+  {len(HELD_OUT_THINGS)} things are in `test` alone: {things}. Held out means from preferences: `zoo:tiny-any` learnt all of them.
 - `questions.jsonl`: every thing in every direction, twice, with one right answer: what `zoo:tiny-any` is measured by. Spoken
   prompts are of voices ({voices}) and pictured ones of placements that neither the model nor its
   preferences have seen.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from polyalign.policies.base import Policy
+from polyalign.policies.config import LoraConfig
 from polyalign.policies.fixture import PolicyFixture
 from polyalign.policies.tiny_language import byte_tokenizer
 from polyalign_any_to_any.config import PictureTokensConfig
@@ -89,9 +90,10 @@ def tiny_janus() -> tuple[Any, Any]:
 
 
 def policy(make: Callable[[], tuple[Any, Any]], **settings: Any) -> Policy:
-    """Return a fresh tiny policy over what ``make`` returns."""
+    """Return a fresh tiny policy over what ``make`` returns, with LoRA of rank 4 unless told otherwise."""
     model, tokenizer = make()
-    config = PictureTokensConfig(base="tiny", **{"max_length": 160, "max_response": 48, "side": SIDE, **settings})
+    options = {"max_length": 160, "max_response": 48, "side": SIDE, "lora": LoraConfig(rank=4), **settings}
+    config = PictureTokensConfig(base="tiny", **options)
     return assembled(model, tokenizer, config)
 
 

@@ -19,8 +19,6 @@ CONFIG, WEIGHTS = "media_tokenizer.json", "media_tokenizer.safetensors"
 KINDS = {  # what a folder's configuration calls its tokenizer
     "vq-picture": "polyalign_any_to_any.media.pictures:PictureTokenizer",
     "vq-speech": "polyalign_any_to_any.media.speech:SpeechTokenizer",
-    "codec": "polyalign_any_to_any.media.neural_codecs:CodecTokenizer",
-    "action-bins": "polyalign_any_to_any.media.actions:ActionTokenizer",
 }
 
 
