@@ -32,7 +32,7 @@ from polyalign.training.run import all_samples, build, datasets, judges, report_
 if TYPE_CHECKING:
     from polyalign.config import Resolved
 
-EXTENSIONS = {"image/png": ".png", "image/webp": ".webp", "audio/wav": ".wav", "video/mp4": ".mp4"}
+EXTENSIONS = {"image/png": ".png", "image/webp": ".webp", "audio/wav": ".wav", "audio/flac": ".flac", "video/mp4": ".mp4"}
 
 
 def sample(
@@ -57,12 +57,15 @@ def sample(
     responses = generate(policy, asked, settings.recipe.report, out)
     lines = []
     for number, response in enumerate(responses):
-        if response.data is None:
-            lines.append(f"{response.prompt_text!r}: {response.text}")
-        else:
-            path = out / f"{number:04d}{EXTENSIONS.get(response.mime or '', '')}"
-            path.write_bytes(response.data)
-            lines.append(f"{response.prompt_text!r}: {path}")
+        shown = []
+        for place, thing in enumerate(response.things):
+            if thing.data is None:
+                shown.append(str(thing.text))
+                continue
+            path = out / f"{number:04d}{f'-{place}' if place else ''}{EXTENSIONS.get(thing.mime or '', '')}"
+            path.write_bytes(thing.data)
+            shown.append(str(path))
+        lines.append(f"{response.prompt_text!r}: {', '.join(shown)}")
     return "\n".join(lines)
 
 

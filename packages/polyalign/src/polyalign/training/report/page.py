@@ -58,7 +58,6 @@ def render(
     )
     rows = read_metrics(out / "metrics.jsonl")
     stride = max(1, len(before) // max(1, recipe.report.show))  # spread over the prompts, which often come sorted by topic
-    modality = sorted(resolved.policy_spec.outputs)[0] if resolved.policy_spec.outputs else "text"
     return template.render(
         recipe=recipe,
         resolved=resolved,
@@ -68,17 +67,20 @@ def render(
         judgements=judgements,
         trusted=trusted,
         pairs=[
-            (old.prompt_text, _prompt_media(old), _show(old, modality), _show(new, modality))
+            (old.prompt_text, _prompt_media(old), _show(old), _show(new))
             for old, new in list(zip(before, after, strict=True))[::stride][: recipe.report.show]
         ],
     )
 
 
-def _show(response: Response, modality: str) -> str:
-    """Return HTML of one response, escaped."""
-    if response.data is None or response.mime is None:
-        return f"<pre>{escape(response.text or '')}</pre>"
-    return _medium(modality, response.data, response.mime)
+def _show(response: Response) -> str:
+    """Return HTML of one response, escaped: of all that it is made of, in order."""
+    return "".join(
+        f"<pre>{escape(thing.text or '')}</pre>"
+        if thing.data is None or thing.mime is None
+        else _medium(thing.modality, thing.data, thing.mime)
+        for thing in response.things
+    )
 
 
 def _prompt_media(response: Response) -> str:
