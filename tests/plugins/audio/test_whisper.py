@@ -17,7 +17,7 @@ from polyalign.records.samples import Prompt, Sample
 from polyalign_audio import fixture
 from polyalign_audio.clips import chirp
 from polyalign_audio.config import WhisperConfig
-from polyalign_audio.whisper import TranscriptEncoder, build, cut_window
+from polyalign_audio.whisper import cut_window
 
 
 def test_scores_are_those_of_the_models_own_forward(samples: list[Sample], own_log_probs: Callable[..., float]) -> None:
@@ -50,8 +50,9 @@ def test_a_frozen_encoder_hears_each_clip_once_for_policy_and_reference(
     policy = fixture.whisper_policy(**settings)
     policy.enable_gradient_checkpointing()
     policy.train()
+    count = passes(policy.model.model.encoder)  # and of its copy, which takes the hook along
     reference = AdaptersOff(policy) if policy.has_adapters else FrozenCopy(policy)
-    count = passes(policy.model.model.encoder)
+    count.clips = 0
     batch = policy.collate([*samples[:4], *samples[:2]]).to("cpu")
     frozen = reference(batch).log_probs
     scores = policy(batch)
@@ -105,7 +106,7 @@ def test_what_it_cannot_hear_is_said_before_training(asked: Callable[..., Prompt
 
 def test_a_cut_window_keeps_the_first_positions_and_is_saved_with_the_model(samples: list[Sample], tmp_path: Path) -> None:
     """A window of two seconds cut to one scores as an encoder whose last positions were never there."""
-    from transformers import WhisperFeatureExtractor
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
     model, processor = fixture.tiny_whisper()
     encoder = model.model.encoder
@@ -118,8 +119,8 @@ def test_a_cut_window_keeps_the_first_positions_and_is_saved_with_the_model(samp
     expected = plain(plain.collate(samples)).log_probs
     torch.testing.assert_close(policy(policy.collate(samples)).log_probs, expected)
     policy.save_merged(tmp_path)
-    again = build(WhisperConfig(base=str(tmp_path), max_length=64, max_response=48))
-    again.encoder = again.collator.encoder = TranscriptEncoder(again.encoder.processor, policy.encoder.start)
+    made = WhisperForConditionalGeneration.from_pretrained(tmp_path), WhisperProcessor.from_pretrained(tmp_path)
+    again = fixture.whisper_policy(made, lora=None)
     torch.testing.assert_close(again(again.collate(samples)).log_probs, expected)
     with pytest.raises(ConfigError, match="policy.seconds=2 is longer than the 1 s"):
-        build(WhisperConfig(base=str(tmp_path), seconds=2, max_length=64, max_response=48))
+        cut_window(*made, 2)
