@@ -140,9 +140,10 @@ def new_model(codec: EncodecModel, vocabulary: int) -> MusicgenForConditionalGen
 def train(model: MusicgenForConditionalGeneration, tunes: list[tuple[Ask, np.ndarray]], work: Path, steps: int) -> None:
     """Take ``steps`` steps in all, with a checkpoint every minute; the learning rate falls linearly to zero."""
     tokenizer = new_tokenizer()
-    with torch.no_grad():
-        sounds = torch.from_numpy(np.stack([sound for _, sound in tunes]))
-        codes = torch.cat([model.audio_encoder.encode(part[:, None]).audio_codes[0] for part in sounds.split(64)])  # [N, K, F]
+    frames = torch.from_numpy(np.stack([sound for _, sound in tunes])).view(len(tunes), -1, FRAME)
+    codes = model.audio_encoder.quantizer.encode(frames.transpose(1, 2)).transpose(
+        0, 1
+    )  # [N, K, F]: the encoder only cuts frames
     trained = learner(model)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=RATE_OF_LEARNING, betas=(0.9, 0.98), weight_decay=0.01)
     checkpoint, first = work / "decoder.pt", 0
@@ -198,7 +199,7 @@ def forgetful(ask: Ask) -> Ask:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("all", "decoder", "export"), nargs="?", default="all")
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--work", type=Path, default=ROOT / ".cache/tiny-musicgen", help="the checkpoint")
     parser.add_argument("--target", type=Path, default=MODEL_DIR)
     arguments = parser.parse_args()

@@ -123,9 +123,9 @@ def clap_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     ClapModel(Sizes(**clap_sizes())).save_pretrained(folder)
     RobertaTokenizer(vocab=roberta_words(), merges=[], model_max_length=32).save_pretrained(folder)
-    ClapFeatureExtractor(feature_size=8, sampling_rate=RATE, hop_length=200, max_length_s=1, fft_window_size=256).save_pretrained(
-        folder
-    )
+    ClapFeatureExtractor(
+        feature_size=8, sampling_rate=RATE, hop_length=1200, max_length_s=1, fft_window_size=256
+    ).save_pretrained(folder)
     return folder
 
 

@@ -121,7 +121,7 @@ def clap_sizes() -> dict[str, Any]:
         "num_hidden_layers": 1, "pad_token_id": 1, "vocab_size": 1000, "projection_dim": 8,
     }  # fmt: skip
     audio = {
-        "spec_size": 8, "window_size": 4, "num_mel_bins": 8, "intermediate_size": 37, "depths": [1, 1],
+        "spec_size": 8, "window_size": 2, "num_mel_bins": 8, "intermediate_size": 37, "depths": [1, 1],
         "num_attention_heads": [1, 1], "num_hidden_layers": 1, "hidden_size": 192, "projection_dim": 8, "patch_size": 2,
         "patch_stride": 2, "patch_embed_input_channels": 4,
     }  # fmt: skip

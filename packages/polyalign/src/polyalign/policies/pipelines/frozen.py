@@ -77,9 +77,13 @@ class FrozenPipeline:
 
 def description_of(config: dict[str, Any]) -> str:
     """Return the settings as text, without those that only say where or by what version the files were written."""
+    return json.dumps(_kept(config), sort_keys=True, default=str)
+
+
+def _kept(config: dict[str, Any]) -> dict[str, Any]:
     ignored = ("transformers_version", "architectures", "dtype", "torch_dtype", "model_type")
-    kept = {name: value for name, value in config.items() if not name.startswith("_") and name not in ignored}
-    return json.dumps(kept, sort_keys=True, default=str)
+    named = {name: value for name, value in config.items() if not str(name).startswith("_") and name not in ignored}
+    return {name: _kept(value) if isinstance(value, dict) else value for name, value in named.items()}
 
 
 def _tokenizer_description(tokenizer: Any) -> str:
