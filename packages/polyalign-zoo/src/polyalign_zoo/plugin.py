@@ -18,6 +18,12 @@ def polyalign_models() -> Iterable[ModelSpec]:
             licence="Apache-2.0",
         ),
         ModelSpec(
+            name="tiny-musicgen",
+            summary="MusicGen of transformers' layout that plays tunes of a few notes, trained on tunes made by a program",
+            target="polyalign_zoo.shipped:tiny_musicgen",
+            licence="Apache-2.0",
+        ),
+        ModelSpec(
             name="tiny-sd",
             summary="text-to-image pipeline of diffusers' layout, trained on emoji in two drawing styles mixed",
             target="polyalign_zoo.shipped:tiny_sd",

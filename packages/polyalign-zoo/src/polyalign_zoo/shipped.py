@@ -11,6 +11,10 @@ def tiny_clip() -> Path:
     return _HERE / "models" / "tiny-clip"
 
 
+def tiny_musicgen() -> Path:
+    return _HERE / "models" / "tiny-musicgen"
+
+
 def tiny_sd() -> Path:
     return _HERE / "models" / "tiny-sd"
 
