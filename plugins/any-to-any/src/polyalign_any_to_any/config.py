@@ -5,7 +5,6 @@ from __future__ import annotations
 from pydantic import Field
 
 from polyalign.policies.config import PretrainedConfig
-from polyalign.training.config import Config
 
 
 class AnyToAnyConfig(PretrainedConfig):
@@ -22,10 +21,3 @@ class PictureTokensConfig(PretrainedConfig):
     side: int | None = Field(
         None, gt=0, description="pictures are made squares of so many pixels; none: what the model is made for"
     )
-
-
-class RightThingConfig(Config):
-    """The ``right_thing`` reward."""
-
-    model: str = Field("zoo:tiny-any", description="a folder whose judge/ holds a classifier of spoken words")
-    clip: str = Field("zoo:tiny-clip", description="the CLIP that judges pictures")

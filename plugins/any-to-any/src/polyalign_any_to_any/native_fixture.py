@@ -18,7 +18,7 @@ from polyalign_any_to_any.native import assembled
 
 CODES, SIDE, HIDDEN = 8, 8, 32
 LANGUAGE = {
-    "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from polyalign.plugins.hookspecs import hookimpl
 from polyalign.plugins.specs import TOKEN_POLICY_PROVIDES, DatasetSpec, PolicySpec
 
-PROVIDES = tuple(name for name in TOKEN_POLICY_PROVIDES if name != "mean_logit")
+PROVIDES = tuple(name for name in TOKEN_POLICY_PROVIDES if name not in ("mean_logit", "token_targets"))
 
 
 @hookimpl

@@ -44,7 +44,8 @@ class MixedTokenPolicy(TokenPolicy):
     def __init__(self, model: Any, encoder: MixedEncoder, config: AnyToAnyConfig) -> None:
         self.vocabulary = encoder.vocabulary
         super().__init__(model, encoder, config)
-        self.provides = self.provides - {"mean_logit"}  # a mean over a vocabulary of which most is out of reach says nothing
+        # Most of the vocabulary is out of reach at any place: a mean over it says nothing, and a teacher's likeliest ids are few.
+        self.provides = self.provides - {"mean_logit", "token_targets"}
         self.inputs = self.outputs = frozenset({"text", *(span.modality for span in self.vocabulary.spans)})
 
     def _at(self, rows: Batch, row: Tensor, predictors: Tensor) -> tuple[Tensor, Any, Tensor]:
