@@ -48,6 +48,7 @@ def tiny_whisper(seed: int = 0) -> tuple[Any, Any]:
         encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=64,
         max_source_positions=STATES, max_target_positions=128, decoder_start_token_id=start,
         bos_token_id=start, eos_token_id=end, pad_token_id=end,
+        init_std=0.2,  # wide, so that clips differ in their states and the decoder in what it makes of them
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
