@@ -77,6 +77,8 @@ def with_ratings(record: Any) -> Any:
 # A likelihood term raises both sides at once, and drowns the margin (by 1000 to 1 on the tiny SD3); sft has cells of its own.
 SFT_UNHEARD = {"name": "sft", "weight": 1e-4}
 STRENGTHS: dict[str, dict[str, Any]] = {
+    "cpl": {"bias": 1.0},  # below 1 it raises both sides too
+    "cpl_kl": {"bias": 1.0},
     "orpo": {"odds_weight": 1e3},
     "cpo": {"nll_weight": 1e-3},
     "pro": {"sft_weight": 1e-5},
@@ -355,4 +357,6 @@ def test_mismatch_knows_needs_of_data_from_needs_of_the_policy() -> None:
     objective = registry().get("objectives", "dpo")
     assert mismatch(policy, replace(objective, needs=tuple(NEEDS_OF_DATA))) == ""
     assert mismatch(policy, replace(objective, needs=("telepathy",))).startswith("it needs telepathy; the policy provides ")
-    assert mismatch(policy, replace(objective, unsupported={policy.family: "because"})) == "because"
+    refused = replace(objective, unsupported={policy.family: "because"}, unless="patience")
+    assert mismatch(policy, refused) == "because"
+    assert mismatch(replace(policy, switches={"patience": "waits"}), refused) == ""

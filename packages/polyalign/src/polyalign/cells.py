@@ -28,7 +28,7 @@ class Cell:
 
 def mismatch(policy: PolicySpec, objective: ObjectiveSpec) -> str:
     """Return why this objective cannot train this policy, or an empty string."""
-    if policy.family in objective.unsupported:
+    if policy.family in objective.unsupported and objective.unless not in {*policy.provides, *policy.switches}:
         return objective.unsupported[policy.family]
     needs = set(objective.needs) | ({"log_probs"} if objective.reads == "log_probs" else set())
     lacking = sorted(needs - set(policy.provides) - set(policy.switches) - NEEDS_OF_DATA)

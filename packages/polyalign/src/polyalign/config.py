@@ -158,9 +158,9 @@ def _resolve(tree: dict[str, Any], problems: list[Problem], source: str, known: 
         if reason:
             problems.append(Problem("objective.name", f"{objective.name!r} cannot train {policy.name!r}: {reason}"))
         config = slots[("policy",)][0][1]
-        for need in sorted(set(objective.needs) & set(policy.switches)):
-            key = policy.switches[need]
-            if config is not None and not getattr(config, key):
+        for need, key in sorted(policy.switches.items()):
+            asked = need in {*objective.needs, objective.unless}
+            if asked and config is not None and not getattr(config, key):
                 problems.append(Problem(f"policy.{key}", f"{objective.name!r} needs {need}: set it to true"))
         view = _at(tree, ("data", "view"))
         if view in VIEW_GIVES and (lacking := objective.lacking_in(view)):

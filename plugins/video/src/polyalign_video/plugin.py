@@ -54,6 +54,7 @@ def polyalign_policies() -> list[PolicySpec]:
             inputs=("text",),
             outputs=("video",),
             provides=("log_probs", "predictions", "sample_grad"),
+            switches={"decisions_in_time": "per_frame"},
             fixture="polyalign_video.text_to_video.fixture:fixtures",
         ),
     ]

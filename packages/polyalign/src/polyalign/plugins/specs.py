@@ -137,7 +137,8 @@ class ObjectiveSpec(Spec):
     """A loss. ``source`` cites paper and equation; ``needs`` and ``scope`` repeat the class's for listing without torch.
 
     ``reads``: log-probabilities, or features alone, as reward models do, which need no model that generates.
-    ``view`` is the view of records it trains on; ``unsupported`` maps a policy family to the reason it cannot.
+    ``view`` is the view of records it trains on; ``unsupported`` maps a policy family to the reason it cannot. ``unless``: what
+    a policy of such a family may provide, or have a switch for, so that it can.
     """
 
     source: str
@@ -146,6 +147,7 @@ class ObjectiveSpec(Spec):
     view: str = "pairs"
     reads: Literal["log_probs", "features"] = "log_probs"
     unsupported: dict[str, str] = field(default_factory=dict)
+    unless: str | None = None
 
     def lacking_in(self, view: str) -> str:
         """Return what the objective needs and this view never gives, in words, or an empty string."""

@@ -44,6 +44,7 @@ OBJECTIVES: tuple[ObjectiveSpec, ...] = (
         source="Wu et al. 2025, arXiv 2506.03517",
         needs=("reference", "edges", "segments"),
         unsupported={"denoising": _NO_TIME},
+        unless="decisions_in_time",
     ),
     ObjectiveSpec(
         name="segment_dpo",
@@ -53,5 +54,6 @@ OBJECTIVES: tuple[ObjectiveSpec, ...] = (
         source="Yu et al. 2023, RLHF-V, arXiv 2312.00849",
         needs=("reference", "edges", "segments"),
         unsupported={"denoising": _NO_TIME},
+        unless="decisions_in_time",
     ),
 )
