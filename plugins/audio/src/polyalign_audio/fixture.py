@@ -117,7 +117,7 @@ def records(question: str = "What is it?") -> tuple[list[Record], MediaSource]:
         return (Message(role="user", parts=(clip, TextPart(text=question))),)
 
     def said(word: str) -> tuple[TextPart, ...]:
-        return (TextPart(text=f"A {word}."),)
+        return (TextPart(text=f"{word} it is."),)  # other words from the second decision on
 
     words = tuple(WORDS)
     found = [
