@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from polyalign.plugins.registry import registry
 from polyalign.policies.base import Policy
 from polyalign.policies.fixture import PolicyFixture
 from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
@@ -16,10 +17,8 @@ from polyalign.records.schema import Candidate, Comparison, MediaPart, Message, 
 from polyalign.records.store import MemoryMedia
 from polyalign_any_to_any.config import AnyToAnyConfig
 from polyalign_any_to_any.media.pictures import PictureTokenizer
-from polyalign_any_to_any.media.speech import RATE, SpeechTokenizer
+from polyalign_any_to_any.media.speech import RATE, SpeechTokenizer, clip_of
 from polyalign_any_to_any.policy import assembled
-from polyalign_audio.modality import AudioModality, Clip
-from polyalign_image.modality import ImageModality
 
 COLOURS = ("red", "green", "blue", "orange")
 PITCHES = (300, 500, 800, 1200)  # Hz
@@ -45,19 +44,20 @@ def picture(colour: str, side: int = 16) -> Image.Image:
     return made
 
 
-def tone(pitch: int, seconds: float = 0.12) -> Clip:
-    return Clip((0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32), RATE)
+def tone(pitch: int, seconds: float = 0.12) -> Any:
+    return clip_of(0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * RATE)) / RATE))
 
 
 def records(modalities: tuple[str, ...] = ("image", "audio")) -> tuple[list[Record], MemoryMedia]:
     """Return four comparisons under one prompt each, with every medium on both sides, then two grids."""
     media = MemoryMedia()
+    codecs = {name: registry().get("modalities", name).load()() for name in ("image", "audio")}
 
     def image(number: int) -> Part:
-        return MediaPart(media=media.add(ImageModality().encode(picture(COLOURS[number]), "image/png"), "image", "image/png"))
+        return MediaPart(media=media.add(codecs["image"].encode(picture(COLOURS[number]), "image/png"), "image", "image/png"))
 
     def audio(number: int) -> Part:
-        return MediaPart(media=media.add(AudioModality().encode(tone(PITCHES[number]), "audio/flac"), "audio", "audio/flac"))
+        return MediaPart(media=media.add(codecs["audio"].encode(tone(PITCHES[number]), "audio/flac"), "audio", "audio/flac"))
 
     made = {"image": image, "audio": audio}
 

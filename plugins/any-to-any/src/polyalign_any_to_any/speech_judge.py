@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from polyalign_any_to_any.media.speech import BINS, log_spectra
-from polyalign_audio.modality import Clip
 
 CONFIG, WEIGHTS = "speech_judge.json", "speech_judge.safetensors"
 FRAMES = 80  # 1.28 s
@@ -40,7 +40,7 @@ class SpeechJudge:
         return torch.stack(rows)
 
     @torch.no_grad()
-    def names_of(self, clips: Sequence[Clip]) -> list[str]:
+    def names_of(self, clips: Sequence[Any]) -> list[str]:
         scores = self.network(self.padded([log_spectra(clip) for clip in clips]))
         return [self.words[number] for number in scores.argmax(1).tolist()]
 

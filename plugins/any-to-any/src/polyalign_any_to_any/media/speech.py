@@ -5,6 +5,8 @@ Codes keep no phase, so a waveform is found that has the decoded magnitudes (Gri
 
 from __future__ import annotations
 
+import io
+import wave
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from polyalign.errors import MediaError
+from polyalign.plugins.registry import registry
 from polyalign_any_to_any.media.base import Codebook, MediaTokenizer
-from polyalign_audio.modality import Clip
 
 RATE, WINDOW, HOP = 8000, 256, 128
 BINS = WINDOW // 2 + 1
@@ -65,7 +67,7 @@ class SpeechTokenizer(MediaTokenizer):
         return self.codec
 
     @torch.no_grad()
-    def encode(self, medium: Clip) -> list[int]:
+    def encode(self, medium: Any) -> list[int]:
         spectra = log_spectra(medium)
         codes: list[int] = self.codec.codebook.nearest(self.codec.latents(spectra[None])).flatten().tolist()
         if len(codes) > self.longest:
@@ -76,13 +78,24 @@ class SpeechTokenizer(MediaTokenizer):
         return codes
 
     @torch.no_grad()
-    def decode(self, codes: Sequence[int]) -> Clip:
+    def decode(self, codes: Sequence[int]) -> Any:
         quantised = self.codec.codebook.vectors[torch.tensor(codes, dtype=torch.long)][None]
         magnitudes = (self.codec.spoken(quantised)[0].exp() - FLOOR).clamp(min=0)
-        return Clip(waveform(magnitudes).numpy(), RATE)
+        return clip_of(waveform(magnitudes).numpy())
 
 
-def log_spectra(clip: Clip) -> Tensor:
+def clip_of(samples: np.ndarray) -> Any:
+    """Return what the installed codec of sound decodes to: samples ``[S]`` at 8 kHz reach it as a WAV file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as written:
+        written.setnchannels(1)
+        written.setsampwidth(2)
+        written.setframerate(RATE)
+        written.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    return registry().get("modalities", "audio").load()().decode(file.getvalue())
+
+
+def log_spectra(clip: Any) -> Tensor:
     """Return the log magnitudes ``[BINS, F]`` of a clip, an even number of frames."""
     samples = clip.at(RATE).samples
     loud = float(np.sqrt(np.mean(np.square(samples)))) if len(samples) else 0.0
