@@ -170,6 +170,8 @@ def polyalign_datasets() -> list[DatasetSpec]:
 @hookimpl
 def polyalign_recipes() -> list[RecipeSpec]:
     summaries = {
+        "dpo-whisper": "DPO on names of emoji: what was said over what Whisper tiny heard; on a laptop CPU",
+        "grpo-whisper": "GRPO on names of emoji: Whisper tiny rewarded for the words it gets right; on a laptop CPU",
         "grpo-tunes": "GRPO on a tiny MusicGen: tunes as their prompts ask, by a rule that listens for notes",
     }
     return [
