@@ -1,6 +1,6 @@
 """Build `datasets/moving-emoji`: short clips of emoji that move, with captions, and preferences that the pixels prove.
 
-    python3 tools/dev.py data moving-emoji        # four minutes
+    python3 tools/dev.py data moving-emoji        # some minutes; fetches 730 MB
 
 The clips come from `moving_emoji_clips.py`. Labels are constructed by rule, not given by people. Running it again writes the
 same bytes (with the Pillow named in CARD.md).
@@ -46,6 +46,7 @@ class Builder:
 
     def __init__(self, animated: Sequence[Emoji], sprites: Sequence[Emoji], store: MediaStore) -> None:
         self.animated, self.sprites, self.store, self.codec = animated, sprites, store, VideoModality()
+        self.parts: dict[tuple[bytes, float], MediaPart] = {}  # of clips that were stored before
 
     def orders(self) -> Iterator[Record]:
         """Captions to clips: the animation before the same frozen, and before it shuffled or reversed, where that shows."""
@@ -99,7 +100,10 @@ class Builder:
         return Candidate(parts=(self.part(clip),), conditions=conditions)
 
     def part(self, clip: Clip) -> MediaPart:
-        return MediaPart(media=self.store.add(self.codec.encode(clip, "image/webp"), "video", "image/webp"))
+        known = clip.frames.tobytes(), clip.fps
+        if known not in self.parts:
+            self.parts[known] = MediaPart(media=self.store.add(self.codec.encode(clip, "image/webp"), "video", "image/webp"))
+        return self.parts[known]
 
 
 def record(

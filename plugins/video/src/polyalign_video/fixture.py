@@ -16,7 +16,7 @@ from polyalign.records.store import MemoryMedia
 from polyalign_video.clip import Clip
 from polyalign_video.config import VideoLanguageConfig
 from polyalign_video.modality import VideoModality
-from polyalign_video.motion import MOVES, OPPOSITE
+from polyalign_video.motion import OPPOSITE
 from polyalign_video.video_language import VideoLanguagePolicy, assembled
 
 IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -95,7 +95,7 @@ def records() -> tuple[list[Record], MediaSource]:
         return (Message(role="user", parts=(clip, TextPart(text="What does it do?"))),)
 
     def said(move: str) -> tuple[TextPart, ...]:
-        return (TextPart(text=f"it {MOVES[move]}"),)
+        return (TextPart(text=f"{move}, I think"),)  # answers differ from their first token on, for objectives that label those
 
     found = [
         Record(
