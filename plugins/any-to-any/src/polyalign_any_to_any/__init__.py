@@ -1,1 +1,1 @@
-"""Any-to-any models for polyalign: text, pictures, sound and actions in one token stream."""
+"""Any-to-any models for polyalign: text, pictures and sound in one token stream."""
