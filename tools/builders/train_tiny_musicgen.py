@@ -96,7 +96,7 @@ def learn_codebooks(codec: EncodecModel, frames: np.ndarray) -> None:
     """Put k-means of the distinct frames into the first codebook, and of what it misses of them into the next."""
     left = np.stack(list({frame.tobytes(): frame for frame in frames.round(4)}.values()))  # np.unique(axis=0) takes minutes
     for number, layer in enumerate(codec.quantizer.layers):
-        centres, nearest = scipy.cluster.vq.kmeans2(left.astype(np.float64), CODES, minit="++", seed=number)
+        centres, nearest = scipy.cluster.vq.kmeans2(left.astype(np.float64), CODES, minit="++", rng=np.random.default_rng(number))
         layer.codebook.embed.copy_(torch.from_numpy(centres))
         left = left - centres[nearest]
     print(f"codec: {len(left)} distinct frames, mean squared error {np.square(left).mean():.1e}", flush=True)
@@ -133,6 +133,7 @@ def new_model(codec: EncodecModel, vocabulary: int) -> MusicgenForConditionalGen
         )
     )
     model = MusicgenForConditionalGeneration(text_encoder=text_encoder, audio_encoder=codec, decoder=decoder)
+    decoder.set_attn_implementation("sdpa")  # a decoder made by itself has none, and then no causal mask either
     model.generation_config.decoder_start_token_id = model.generation_config.pad_token_id = CODES
     return model
 
@@ -140,23 +141,25 @@ def new_model(codec: EncodecModel, vocabulary: int) -> MusicgenForConditionalGen
 def train(model: MusicgenForConditionalGeneration, tunes: list[tuple[Ask, np.ndarray]], work: Path, steps: int) -> None:
     """Take ``steps`` steps in all, with a checkpoint every minute; the learning rate falls linearly to zero."""
     tokenizer = new_tokenizer()
-    frames = torch.from_numpy(np.stack([sound for _, sound in tunes])).view(len(tunes), -1, FRAME)
-    codes = model.audio_encoder.quantizer.encode(frames.transpose(1, 2)).transpose(
-        0, 1
-    )  # [N, K, F]: the encoder only cuts frames
     trained = learner(model)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=RATE_OF_LEARNING, betas=(0.9, 0.98), weight_decay=0.01)
     checkpoint, first = work / "decoder.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         trained.load_state_dict(state["trained"])
+        model.audio_encoder.load_state_dict(state["codec"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
 
+    frames = torch.from_numpy(np.stack([sound for _, sound in tunes])).view(len(tunes), -1, FRAME)
+    codes = model.audio_encoder.quantizer.encode(frames.transpose(1, 2)).transpose(
+        0, 1
+    )  # [N, K, F]: the encoder only cuts frames
+
     def save(step: int) -> None:
-        state = {"trained": trained.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        state = {"trained": trained.state_dict(), "codec": model.audio_encoder.state_dict(), "optimizer": optimizer.state_dict()}
         with atomic_write(checkpoint) as file:
-            torch.save(state, file)
+            torch.save(state | {"step": step}, file)
 
     saved, losses = time.time(), []
     for step in range(first, steps):
@@ -199,7 +202,7 @@ def forgetful(ask: Ask) -> Ask:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("all", "decoder", "export"), nargs="?", default="all")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--work", type=Path, default=ROOT / ".cache/tiny-musicgen", help="the checkpoint")
     parser.add_argument("--target", type=Path, default=MODEL_DIR)
     arguments = parser.parse_args()
@@ -211,7 +214,9 @@ def main() -> None:
     if arguments.stage in ("all", "decoder"):
         train(model, tunes, arguments.work, arguments.steps)
     if arguments.stage in ("all", "export"):
-        learner(model).load_state_dict(torch.load(arguments.work / "decoder.pt")["trained"])
+        state = torch.load(arguments.work / "decoder.pt")
+        learner(model).load_state_dict(state["trained"])
+        model.audio_encoder.load_state_dict(state["codec"])  # codes mean something only with the codebooks they were numbered by
         model.half().save_pretrained(arguments.target)
         new_tokenizer().save_pretrained(arguments.target)
         EncodecFeatureExtractor(feature_size=1, sampling_rate=RATE).save_pretrained(arguments.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -24,11 +25,13 @@ FOLDER = ROOT / "docs" / "proofs" / "audio-generation"
 def keep_tunes(run: Path, resolved: Resolved) -> None:
     """Put the first tune of every second prompt beside the numbers, before and after training, and draw their spectrograms."""
     FOLDER.mkdir(parents=True, exist_ok=True)
+    each = resolved.recipe.report.samples_per_prompt
     clips: dict[str, list[Clip]] = {}
     for folder in sorted((run / "samples").iterdir()):
         when = folder.name.partition("-")[0]
         for number in range(KEPT):
-            data = (folder / f"{2 * number * resolved.recipe.report.samples_per_prompt:04d}").read_bytes()
+            ((stored,),) = json.loads((folder / "index.json").read_text())[2 * number * each :][:1]
+            data = (folder / stored["file"]).read_bytes()
             (FOLDER / f"{when}-{number}.flac").write_bytes(data)
             clips.setdefault(when, []).append(AudioModality().decode(data))
     draw(clips, FOLDER / "spectrograms.png")
