@@ -160,7 +160,7 @@ def polyalign_datasets() -> list[DatasetSpec]:
         ),
         DatasetSpec(
             name="tune-prompts",
-            summary="sixteen tunes to ask zoo:tiny-musicgen for; no clips",
+            summary="tunes to ask zoo:tiny-musicgen for, which may rise or fall; no clips",
             target="polyalign_audio.shipped:tune_prompts",
             licence="CC0-1.0",
         ),
@@ -172,7 +172,7 @@ def polyalign_recipes() -> list[RecipeSpec]:
     summaries = {
         "dpo-whisper": "DPO on names of emoji: what was said over what Whisper tiny heard; on a laptop CPU",
         "grpo-whisper": "GRPO on names of emoji: Whisper tiny rewarded for the words it gets right; on a laptop CPU",
-        "grpo-tunes": "GRPO on a tiny MusicGen: tunes as their prompts ask, by a rule that listens for notes",
+        "grpo-tunes": "GRPO on a tiny MusicGen: tunes that rise, by a rule that listens for notes",
     }
     return [
         RecipeSpec(name=f"audio/{name}", summary=summary, target=f"polyalign_audio:recipes/{name}.yaml")
