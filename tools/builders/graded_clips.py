@@ -22,7 +22,7 @@ from polyalign_video.clip import Clip
 from polyalign_video.graded import DAMAGES, GRADES, graded
 from polyalign_video.modality import VideoModality, smaller
 
-HELD_OUT = 5  # every fifth window
+HELD_OUT = 5  # every fifth window is held out; its neighbours of the same clip are not
 
 
 def windows(path: Path, frames: int, side: int) -> Iterator[tuple[int, Clip]]:

@@ -111,7 +111,7 @@ def polyalign_rewards() -> list[RewardSpec]:
 
 @hookimpl
 def polyalign_recipes() -> list[RecipeSpec]:
-    recipes = {"reward-order": "a reward model that tells clips from the same clips frozen, shuffled or reversed"}
+    recipes = {"reward-order": "a reward model of how clips move: animations over the same frozen, shuffled or reversed"}
     return [
         RecipeSpec(name=f"video/{name}", summary=summary, target=f"polyalign_video:recipes/{name}.yaml")
         for name, summary in recipes.items()

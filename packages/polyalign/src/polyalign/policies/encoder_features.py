@@ -13,6 +13,7 @@ from torch import Tensor
 from polyalign.encoders import Encoder, build_encoder
 from polyalign.errors import TrainingError
 from polyalign.plugins.registry import registry
+from polyalign.plugins.specs import EncoderSpec
 from polyalign.policies.base import Batch, Collator, Kind, Policy, Rollouts, Scores
 from polyalign.policies.encoder_features_config import EncoderFeaturesConfig
 from polyalign.policies.feature_cache import FeatureCache
@@ -149,7 +150,11 @@ def build(config: EncoderFeaturesConfig, *, device: str | torch.device = "cpu", 
     The width is found by embedding one content: a word, or where the encoder reads none, what `Encoder.width` says.
     """
     encoder = build_encoder(config.encoder)
-    return EncoderFeatures(config, encoder, width_of(encoder))
+    policy = EncoderFeatures(config, encoder, width_of(encoder))
+    spec = registry().get("encoders", config.encoder.name)
+    if isinstance(spec, EncoderSpec) and spec.inputs:  # so that a reward model knows which medium a decoded response is
+        policy.inputs = frozenset(spec.inputs)
+    return policy
 
 
 def width_of(encoder: Encoder) -> int:
