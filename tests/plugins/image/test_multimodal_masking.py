@@ -110,7 +110,7 @@ def test_truncation_drops_words_and_never_part_of_a_picture(name: str) -> None:
     encoder = policy.encoder
     prompt = asked("Look: ", 0, " " + "word " * 20, 1, " so?")
     whole = encoder.prompt(prompt, album()[0])
-    places = encoder._places_of_pictures(whole)
+    places = encoder._places_of_media(whole)
     special = set(policy.tokenizer.all_special_ids)
     loose = [place for place, token in enumerate(whole.ids) if place not in places and token not in special]
     for surplus in (1, 8, len(loose)):

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +54,9 @@ class MediaTokenPolicy(TokenPolicy):
     mode: Mode
     plain_head = False  # the wrapper leaves out the scaling of logits that its language model has (Aya Vision, Command A Vision)
 
-    def __init__(
-        self, model: Any, encoder: ProcessorEncoder, config: MediaTokensConfig, *, value_head: bool = False
-    ) -> None:
+    def __init__(self, model: Any, encoder: ProcessorEncoder, config: MediaTokensConfig, *, value_head: bool = False) -> None:
         self.modalities = tuple(encoder.ids_by_modality)
-        self.media = self.media_encoder(model, self.modalities, encoder.settings)
+        self.media: MediaEncoder = self.media_encoder(model, self.modalities, encoder.settings)
         super().__init__(model, encoder, config, value_head=value_head)
 
     def encode_media(self, batch: Batch) -> MediaFeatures | None:
@@ -137,7 +135,10 @@ class MediaTokenPolicy(TokenPolicy):
             return inputs
         inputs["input_ids"] = tensors["input_ids"]
         inputs.pop("position_ids", None)  # the model's own forward counts for itself
-        more = {"mm_token_type_ids": self._media_types(tensors["input_ids"], here), "token_type_ids": self._token_types(batch, here)}
+        more = {
+            "mm_token_type_ids": self._media_types(tensors["input_ids"], here),
+            "token_type_ids": self._token_types(batch, here),
+        }
         if tensors.get("media"):
             more |= self._by_occurrence(batch)
         return inputs | accepted(module.forward, more)

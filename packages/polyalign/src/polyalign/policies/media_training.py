@@ -23,9 +23,8 @@ def freeze(model: Any, config: MediaTokensConfig, modalities: Sequence[str], see
     projector = config.projector if config.projector != "auto" else "frozen" if config.lora else "full"
     if (language == "lora") != (config.lora is not None):
         raise ConfigError(f"policy.language={config.language!r} and policy.lora={config.lora!r} contradict each other")
-    trained: set[Part] = {
-        part for part, how in (("tower", config.tower), ("projector", projector), ("language", language)) if how == "full"
-    }
+    hows: dict[Part, str] = {"tower": config.tower, "projector": projector, "language": language}
+    trained = {part for part, how in hows.items() if how == "full"}
     if config.lora is None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parts[name] in trained)

@@ -126,7 +126,8 @@ class ProcessorEncoder(PromptResponseEncoder):
         found: list[tuple[Medium, tuple[int, ...]]] = []
         for kind in self.kinds.values():
             block, tensors = self._process(kind, kind.probe(0))
-            load, tokens = partial(dict, tensors), self._placeholders(block)
+            tokens = self._placeholders(block)
+            load: partial[Mapping[str, Tensor]] = partial(dict, tensors)
             found.append((PlacedMedium(f"probe {kind.modality}", tokens, load, block, modality=kind.modality), block))
         return found
 
