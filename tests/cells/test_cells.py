@@ -96,7 +96,10 @@ STRENGTHS: dict[str, dict[str, Any]] = {
 
 
 # Objectives whose value may rise while they are descended, and why.
-RISING = {"cispo": "its ratio weighs the log-probability but is no part of the gradient"}
+RISING = {
+    "cispo": "its ratio weighs the log-probability but is no part of the gradient",
+    "wpo": "its weights are the policy's own likelihoods, which rise, and no part of the gradient",
+}
 
 
 def objective_of(spec: Any, family: str) -> Any:
@@ -240,6 +243,9 @@ def train_and_compare(fixture: Any, objective: Any, view: str, cache: Path, may_
         assert preference(after, micro.feedback, reduction) > preference(before, micro.feedback, reduction)
 
 
+TAUGHT = ["dpo", {"name": "sft", "weight": 0.01}]  # answers of one form would drown what sets them apart
+
+
 def taught(student: Any, objective: Any, examples: list[Any], fixture: Any, cache: Path) -> list[Any]:
     """Let a teacher that has learned the pairs and their better answers fill the student's store; return the examples, with
     answers of the student's own where the objective learns on those."""
@@ -258,7 +264,7 @@ def taught(student: Any, objective: Any, examples: list[Any], fixture: Any, cach
     tuned = fixture.build()
     pairs = examples_of(fixture, "pairs")
     tuned.prepare([sample for example in pairs for sample in example.samples], cache)
-    window = WindowLoss(tuned, FrozenCopy(tuned), WeightedSum(WeightedSumConfig()), "cpu")
+    window = WindowLoss(tuned, FrozenCopy(tuned), WeightedSum(WeightedSumConfig(terms=TAUGHT)), "cpu")
     optimizer = torch.optim.AdamW(trainable(tuned).values(), lr=3 * fixture.learning_rate, weight_decay=0.0)
     for _ in range(2 * STEPS):
         window.train([collate_examples(pairs, tuned.collator)], lambda loss, last: loss.backward())

@@ -52,7 +52,7 @@ class Marked(Modality):
 
 
 def modalities() -> Mapping[str, Callable[[], Modality]]:
-    return {"audio": lambda: Marked(b"audio"), "video": lambda: Marked(b"video"), **installed_modalities()}
+    return {**installed_modalities(), "audio": lambda: Marked(b"audio"), "video": lambda: Marked(b"video")}
 
 
 def written(folder: Path, rows: Sequence[Mapping[str, Any]], form: str) -> Path:

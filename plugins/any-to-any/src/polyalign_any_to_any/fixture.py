@@ -64,12 +64,14 @@ def records(modalities: tuple[str, ...] = ("image", "audio")) -> tuple[list[Reco
     def asked(number: int, first: str) -> tuple[Message, ...]:
         return (Message(role="user", parts=(made[first](number), TextPart(text="Again?"))),)
 
-    def told(number: int) -> tuple[Part, ...]:
-        return (TextPart(text=COLOURS[number]), *(made[modality](number) for modality in modalities))
+    def told(number: int, last: str = "") -> tuple[Part, ...]:
+        parts = (TextPart(text=COLOURS[number]), *(made[modality](number) for modality in modalities))
+        return (*parts, TextPart(text=last)) if last else parts
 
     found = []
     for number in range(4):
-        candidates = (Candidate(parts=told(number)), Candidate(parts=told((number + 1) % 4)))
+        # Last words of their own, since untrained models hardly see which medium belongs to which.
+        candidates = (Candidate(parts=told(number, "Yes.")), Candidate(parts=told((number + 1) % 4, "Hm?")))
         prompt = asked(number, modalities[number % len(modalities)])
         found.append(
             Record(id=f"pair-{number}", prompt=prompt, candidates=candidates, feedback=(Comparison(ranking=((0,), (1,))),))
