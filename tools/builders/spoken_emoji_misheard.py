@@ -1,6 +1,6 @@
 """Build the `misheard` files of `datasets/spoken-emoji`: what was said, over what Whisper tiny.en heard instead.
 
-    python3 tools/dev.py data spoken_emoji_misheard    # minutes; needs `polyalign assets install whisper-tiny.en`
+    python3 tools/dev.py data spoken-emoji-misheard    # minutes; needs `polyalign assets install whisper-tiny.en`
 
 The recogniser answers `transcripts.*` greedily; where a word is wrong, its answer is the worse candidate. The better one is
 the name written as the recogniser writes: with a capital and a full stop, so that the two differ in their words only.
@@ -40,7 +40,8 @@ def misheard(path: Path) -> Iterator[Record]:
                 "id": row.id.replace("transcripts", "misheard", 1),
                 "candidates": tuple(Candidate(parts=(TextPart(text=text),)) for text in (f"{said.capitalize()}.", heard)),
                 "feedback": (Comparison(ranking=((0,), (1,)), aspect="words", annotator="rule:words"),),
-                "provenance": Provenance(source=f"espeak-ng, emojibase, {BASE}", method="rule"),
+                "conditions": {"answer": said},  # the others stand in transcripts.*, under the same name
+                "provenance": Provenance(source=BASE, method="rule"),
             }
         )
 
