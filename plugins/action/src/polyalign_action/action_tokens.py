@@ -90,11 +90,18 @@ def observation_words(count: int) -> list[str]:
 
 
 class ActionTokensPolicy(TokenPolicy):
-    """Tasks to trajectories. Log-probabilities of action tokens are over the whole vocabulary; what is drawn is an action."""
+    """Tasks to trajectories. Log-probabilities of action tokens are over the whole vocabulary; what is drawn is an action.
+
+    It learns from no teacher (`token_targets`): teachers write text.
+    """
 
     outputs = frozenset({"trajectory"})
     encoder: EpisodeEncoder
     config: ActionTokensConfig
+
+    def __init__(self, model: Any, encoder: EpisodeEncoder, config: ActionTokensConfig, *, value_head: bool = False) -> None:
+        super().__init__(model, encoder, config, value_head=value_head)
+        self.provides -= {"token_targets"}
 
     @torch.no_grad()
     def generate(

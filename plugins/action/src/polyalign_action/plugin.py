@@ -67,7 +67,7 @@ def polyalign_policies() -> Iterable[PolicySpec]:
             family="tokens",
             inputs=("text",),
             outputs=("trajectory",),
-            provides=TOKEN_POLICY_PROVIDES,
+            provides=tuple(name for name in TOKEN_POLICY_PROVIDES if name != "token_targets"),  # no teacher acts
             switches={"values": "value_head"},
             fixture="polyalign_action.reach_fixture:tokens_fixture",
         ),
