@@ -58,7 +58,7 @@ def windows(records: Sequence[Record], media: Any) -> dict[str, str]:
     """Return the base's word accuracy with the window of 30 s and with that of the recipe, on the same clips."""
     found = {}
     for seconds in (30, 3):
-        policy = build(WhisperConfig(base="asset:whisper-tiny.en", seconds=seconds, language="frozen"))
+        policy = build(WhisperConfig(base="asset:whisper-tiny.en", seconds=seconds, tower="frozen"))
         prompts = [Prompt.of(record.prompt, media) for record in records]
         answers = policy.generate(prompts, temperature=0.0, max_new_tokens=12, batch_size=16)
         said = [word_accuracy(str(answer.output), str(record.conditions["answer"])) for answer, record in zip(answers, records)]
@@ -70,14 +70,17 @@ def keep_clips(records: Sequence[Record], media: Any, run: Path) -> None:
     """Put clips beside the numbers, with what was said and what was heard before and after."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     folders = sorted((run / "samples").iterdir())
-    heard = {folder.name.partition("-")[0]: json.loads((folder / "index.json").read_text()) for folder in folders}
+    heard = {}  # by before and after: what each clip was taken to say
+    for folder in folders:
+        answers = json.loads((folder / "index.json").read_text())
+        heard[folder.name.partition("-")[0]] = ["".join(part["text"] for part in answer) for answer in answers]
     lines = []
-    changed = [n for n in range(len(records)) if heard["before"][n]["text"] != heard["after"][n]["text"]]
+    changed = [n for n in range(len(records)) if heard["before"][n] != heard["after"][n]]
     for number in changed[:KEPT]:
         record = records[number]
         (FOLDER / f"{record.id}.ogg").write_bytes(media.read(record.prompt[0].parts[0].media))
         said = record.conditions["answer"]
-        both = ", ".join(f"{when} {rows[number]['text']!r}" for when, rows in heard.items())
+        both = ", ".join(f"{when} {rows[number]!r}" for when, rows in heard.items())
         lines.append(f"{record.id}.ogg: said {said!r}, heard {both}")
     (FOLDER / "heard.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -69,8 +69,12 @@ def test_bad_rows_are_named_with_what_was_found_and_expected(tmp_path: Path, bro
     assert not (tmp_path / "new/train.jsonl").exists()
 
 
+WITHOUT_ROWS = {"lerobot", "minari"}  # folders of files that belong together: broken in tests/plugins/action/test_layouts.py
+
+
 def test_every_importer_has_a_broken_row_here() -> None:
-    assert {broken.importer for broken in BROKEN} == {entry.spec.name for entry in registry().entries("importers")}
+    known = {entry.spec.name for entry in registry().entries("importers")}
+    assert {broken.importer for broken in BROKEN} == known - WITHOUT_ROWS
 
 
 def test_a_few_bad_rows_are_reported_counted_and_left_out(tmp_path: Path) -> None:
@@ -102,7 +106,7 @@ def test_the_command_writes_and_counts(tmp_path: Path) -> None:
 
 def test_unverified_layouts_say_so() -> None:
     unverified = {entry.spec.name for entry in registry().entries("importers") if _spec(entry).unverified}
-    assert unverified == {"align-anything", "vlfeedback", "mm-rlhf", "imagerewarddb"}
+    assert unverified == {"align-anything", "vlfeedback", "mm-rlhf", "imagerewarddb", "lerobot", "minari"}
 
 
 def _spec(entry: Any) -> ImporterSpec:
