@@ -63,6 +63,15 @@ def test_a_wheel_holds_every_file_of_its_package_and_what_it_is_told_to_include(
     assert any(name.endswith("entry_points.txt") for name in held) or member not in PLUGINS
 
 
+def project(member: Path) -> dict[str, Any]:
+    return dict(tomllib.loads((member / "pyproject.toml").read_text())["project"])
+
+
+def declared(member: Path) -> list[str]:
+    """Return what the member declares, extras included. Read from its sources: an editable install remembers older ones."""
+    return [*project(member)["dependencies"], *chain(*project(member).get("optional-dependencies", {}).values())]
+
+
 def needed(*names: str) -> dict[str, Distribution]:
     """Return the installed distributions that these need, directly or not, by name; polyalign's own are not among them."""
     found: dict[str, Distribution] = {}
@@ -73,12 +82,12 @@ def needed(*names: str) -> dict[str, Distribution]:
         if str(need) in seen:
             continue
         seen.add(str(need))
+        if canonicalize_name(need.name).startswith("polyalign"):
+            continue
         try:
-            dist = distribution(need.name)
+            found[canonicalize_name(need.name)] = dist = distribution(need.name)
         except PackageNotFoundError:
             continue  # an optional part that nobody installed here
-        if not canonicalize_name(need.name).startswith("polyalign"):
-            found[canonicalize_name(need.name)] = dist
         for text in dist.requires or ():
             inner = Requirement(text)
             if inner.marker is None or any(inner.marker.evaluate({"extra": extra}) for extra in (*need.extras, "")):
@@ -86,14 +95,9 @@ def needed(*names: str) -> dict[str, Distribution]:
     return found
 
 
-def project(member: Path) -> dict[str, Any]:
-    return dict(tomllib.loads((member / "pyproject.toml").read_text())["project"])
-
-
 def companions_of(member: Path) -> list[Path]:
     """Return the plugins that this one declares, as a dependency or in an extra: media and judges that it knows by name."""
-    declared = [*project(member)["dependencies"], *chain(*project(member).get("optional-dependencies", {}).values())]
-    named = {Requirement(text).name for text in declared}
+    named = {Requirement(text).name for text in declared(member)}
     return [other for other in PLUGINS if name_of(other) in named]
 
 
@@ -105,8 +109,7 @@ def environment_of(member: Path, wheels, folder: Path) -> dict[str, str]:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
     subprocess.run([*pip, "--no-compile", "--target", str(site), *(str(wheels(one)) for one in installed)], check=True)
     links.mkdir()
-    declared = [f"{name_of(one)}[{','.join(project(one).get('optional-dependencies', ()))}]" for one in installed]
-    for dist in needed(*declared).values():
+    for dist in needed(*chain(*map(declared, installed))).values():
         for top in {Path(file).parts[0] for file in dist.files or () if Path(file).parts[0] not in ("..", "__pycache__")}:
             if not (links / top).exists() and Path(str(dist.locate_file(top))).exists():
                 (links / top).symlink_to(str(dist.locate_file(top)))
