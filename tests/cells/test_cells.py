@@ -91,6 +91,7 @@ STRENGTHS: dict[str, dict[str, Any]] = {
     "dspo": {"beta": 1.5, "gate_beta": 1e5},  # the worse response enters through the gate only, once the policy has moved
     "refl": {"reward": "tint", "sampler": {"steps": 3}, "late": (1, 2), "ceiling": None, "weight": 1.0},
     "draft_k": {"reward": "tint", "sampler": {"steps": 3}, "last": 3},
+    "tdpo": {"beta": 200.0},  # at thousands the tiny sound models leave in one step where its columns are nearly straight
     "apo_down": {"beta": 20.0},  # at the reference only the worse response is pushed; the margin's own pull is of second order
 }
 
@@ -339,7 +340,8 @@ def test_fixtures_provide_what_their_specs_promise() -> None:
         for policy in [fixture.build() for fixture in fixtures_of(spec)]:
             assert policy.family == spec.family, spec.name
             assert set(spec.provides) == set(policy.provides), spec.name
-            assert (set(spec.inputs), set(spec.outputs)) == (set(policy.inputs), set(policy.outputs)), spec.name
+            assert set(policy.inputs) <= set(spec.inputs), spec.name  # encoder-features reads what its encoder does
+            assert set(spec.outputs) == set(policy.outputs), spec.name
 
 
 def test_what_runs_every_day_covers_policies_and_the_objectives_of_each_family() -> None:

@@ -34,7 +34,8 @@ def tones(rate: int = RATE, seconds: float = 0.1) -> tuple[list[Record], MemoryM
     media, codec = MemoryMedia(), AudioModality()
 
     def clip(note: str, length: float) -> tuple[MediaPart, ...]:
-        sound = codec.encode(tone(NOTES[note], length, rate), "audio/wav")
+        pitch = NOTES[note] * rate / RATE  # notes of one pitch at the plain rate are unlike at any rate
+        sound = codec.encode(tone(pitch, length, rate), "audio/wav")
         return (MediaPart(media=media.add(sound, "audio", "audio/wav")),)
 
     def asked(note: str) -> tuple[Message, ...]:
