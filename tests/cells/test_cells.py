@@ -91,7 +91,9 @@ STRENGTHS: dict[str, dict[str, Any]] = {
     "dspo": {"beta": 1.5, "gate_beta": 1e5},  # the worse response enters through the gate only, once the policy has moved
     "refl": {"reward": "tint", "sampler": {"steps": 3}, "late": (1, 2), "ceiling": None, "weight": 1.0},
     "draft_k": {"reward": "tint", "sampler": {"steps": 3}, "last": 3},
-    "tdpo": {"beta": 200.0},  # at thousands the tiny sound models leave in one step where its columns are nearly straight
+    # At thousands tiny sound models leave in one step where a grid's columns are nearly straight.
+    "tdpo": {"beta": 200.0},
+    "instruct_engine": {"beta": 200.0},
     "apo_down": {"beta": 20.0},  # at the reference only the worse response is pushed; the margin's own pull is of second order
 }
 

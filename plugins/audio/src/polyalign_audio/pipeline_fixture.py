@@ -158,7 +158,7 @@ def policy(name: str, seed: int = 0, **settings: Any) -> TextToAudioPolicy:
 def _fixture(name: str) -> PolicyFixture:
     records, media = tones(rate=PIPELINES[name][1], seconds=0.16)
     drawn = {kind: {"sampler": {"kind": kind, "steps": 3}} for kind in ("ddim", "ode")}
-    return PolicyFixture(lambda: policy(name), records, media, 3e-5, decoding=drawn["ddim"], decoding_whole=drawn["ode"])
+    return PolicyFixture(lambda: policy(name), records, media, 3e-4, decoding=drawn["ddim"], decoding_whole=drawn["ode"])
 
 
 def fixtures() -> tuple[PolicyFixture, ...]:
