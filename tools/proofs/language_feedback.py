@@ -1,11 +1,11 @@
-"""Learning from language feedback: refining an answer by its critique teaches more than a verdict on as many answers.
+"""Learning from language feedback: by DPO, refining an answer teaches more than a verdict on as many; with imitation, no more.
 
 A small language model made from code has learnt to name animals, in a style drawn at random whatever was asked: ``name the
 red fox twice`` is answered by ``the red fox``, ``red fox`` or ``the red fox fox``. It answers each training prompt twice. A rule
-critic says which style was asked for and missed, a rule refiner follows that, and DPO learns from the pairs: of a quarter,
-half, three quarters and all of the prompts. Against them stand binary pairs: two answers to every prompt, ranked by the same
-rule; where both keep or both miss the style, a verdict teaches nothing. Same model, steps and settings in every arm; the
-prompts that judge have combinations of colour and animal that no training prompt has.
+critic says which style was asked for and missed, a rule refiner follows that, and the pairs are learnt: of a quarter, half,
+three quarters and all of the prompts. Against them stand binary pairs: two answers to every prompt, ranked by the same rule;
+where both keep or both miss the style, a verdict teaches nothing. Same model, steps and settings in every arm, by DPO and by DPO
+with a share of imitation; prompts of the judgement name combinations of colour and animal that no training prompt names.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ledger import Proof, options
 
-COLOURS = "red blue green grey white black".split()
-ANIMALS = "fox owl cat hen pig ram dog elk bee ant emu cow".split()
+COLOURS = "red blue green grey white black brown pink gold pale".split()
+ANIMALS = "fox owl cat hen pig ram dog elk bee ant emu cow bat yak eel ape".split()
 STYLES = {"twice": "the {0} {1} {1}", "politely": "the {0} {1} please", "shortly": "{0} {1}"}
 ANSWERS = [*STYLES.values(), "the {0} {1}", "{1} {0}"]
 SHARES = (0.25, 0.5, 0.75, 1.0)
+DPO = {"name": "dpo", "beta": 0.5}
+WITH_SFT = {"name": "weighted_sum", "terms": [{"name": "dpo", "beta": 0.3}, {"name": "sft", "weight": 0.3}]}
+OBJECTIVES = {"DPO": DPO, "DPO + SFT": WITH_SFT}
 DECODING = {"max_new_tokens": 6, "batch_size": 256}
 
 
@@ -60,7 +64,7 @@ def records(held_out: bool, each: int) -> Iterator[Any]:
     from polyalign.records.schema import Record
 
     draw = random.Random(0)
-    pairs = [(colour, animal) for at, colour in enumerate(COLOURS) for animal in ANIMALS[at % 2 :] + ANIMALS[: at % 2]]
+    pairs = [(colour, animal) for colour in COLOURS for animal in ANIMALS]
     for number, (colour, animal) in enumerate(pairs):
         for style in STYLES if (number % 3 == 0) == held_out else ():
             for again in range(each):
@@ -96,9 +100,9 @@ def policy(base: Path) -> dict[str, Any]:
 
 
 def run(
-    name: str, base: Path, data: Path, objective: dict[str, Any], steps: int, rate: float, held_out: Path, prompts: int
+    name: str, base: Path, data: Path, objective: dict[str, Any], steps: int, rate: float, held_out: Path, shown: int, out: Path
 ) -> Any:
-    """Train a recipe beside its data; return the finished run, judged on held-out prompts."""
+    """Train a recipe into ``out``; return the finished run, judged on held-out prompts."""
     from polyalign.config import read_recipe
     from polyalign.training.run import train
 
@@ -109,14 +113,14 @@ def run(
         "objective": objective,
         "training": {"steps": steps, "batch_size": 32, "optimizer": {"learning_rate": rate, "warmup_steps": 5}, "log_every": 20},
         "report": {
-            "prompts": prompts,
+            "prompts": shown,
             "prompts_from": {"path": str(held_out)},
             "samples_per_prompt": 2,
             "decoding": DECODING,
             "rewards": [{"name": f"{__file__}:{rule.__name__}"} for rule in (kept, about_it)],
         },
     }
-    return train(read_recipe(json.dumps(recipe), source=name), data.parent / "run")
+    return train(read_recipe(json.dumps(recipe), source=name), out)
 
 
 def feedback(base: Path, prompts: Path, target: Path, limit: int, stages: Path) -> dict[str, int]:
@@ -160,22 +164,24 @@ def verdicts(base: Path, prompts: Path, target: Path) -> dict[str, int]:
 
 
 def proved(smoke: bool) -> None:
+    import numpy as np
+
+    from polyalign.evaluation.intervals import paired_gain
     from polyalign.randomness import keyed_seed
     from polyalign.records.jsonl import write_jsonl
 
-    claim = "held-out styles are kept more often after language feedback than after verdicts on as many answers, intervals apart"
-    proof, arms = Proof("language-feedback", claim, smoke), {}
+    claim = "by DPO, held-out styles are kept more often after language feedback than after verdicts on as many answers"
+    proof, arms, values = Proof("language-feedback", claim, smoke), {}, {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_jsonl(folder / "taught" / "train.jsonl", records(held_out=False, each=6))
         write_jsonl(held_out := folder / "held-out" / "test.jsonl", records(held_out=True, each=1))
         asked = sorted(records(held_out=False, each=1), key=lambda record: keyed_seed(0, record.id))
         count = write_jsonl(prompts := folder / "prompts" / "train.jsonl", asked)
-        shown = 4 if smoke else 72
-        sft = {"name": "sft"}
-        run("imitation", untaught(folder / "untaught"), prompts.parents[1] / "taught" / "train.jsonl", sft, 20 if smoke else 250,
-            3e-3, held_out, 0)  # fmt: skip
-        base = folder / "taught" / "run" / "model"
+        shown = 4 if smoke else 162
+        base, taught = untaught(folder / "untaught"), folder / "taught" / "train.jsonl"
+        run("imitation", base, taught, {"name": "sft"}, 20 if smoke else 600, 3e-3, held_out, 0, folder / "imitation")
+        base = folder / "imitation" / "model"
         data = {f"language feedback, {share:.0%}": folder / f"feedback-{share}" / "train.jsonl" for share in SHARES}
         sizes = {
             name: feedback(base, prompts, path, round(share * count), folder / "stages")
@@ -183,14 +189,21 @@ def proved(smoke: bool) -> None:
         }
         data["binary, 100%"] = folder / "binary" / "train.jsonl"
         sizes["binary, 100%"] = verdicts(base, prompts, data["binary, 100%"])
-        for name, path in list(data.items())[3:4] if smoke else data.items():  # a model that knows nothing gives no binary pairs
-            dpo = {"name": "dpo", "beta": 0.1}
-            styled, about = run(name, base, path, dpo, 2 if smoke else 40, 5e-4, held_out, shown).judgements
-            print(f"{name}: {sizes[name]}, kept {styled.before} -> {styled.after}, about it {about.after}", flush=True)
-            numbers = {"kept": styled.after, "kept_before": styled.before, "about_it": about.after}
-            arms[name] = sizes[name] | {key: vars(interval) for key, interval in numbers.items()}
-    best, binary = arms["language feedback, 100%"]["kept"], arms.get("binary, 100%", {}).get("kept", {"high": 0})
-    proof.settle(best["low"] > binary["high"], prompts=count, responses_per_prompt=2, arms=arms)
+        for (name, path), (kind, objective) in product(data.items(), OBJECTIVES.items()):
+            if smoke and not sizes[name]["pairs"]:  # a model that knows nothing gives no binary pairs
+                continue
+            out = path.parent / kind.replace(" ", "")
+            styled, about = run(name, base, path, objective, 2 if smoke else 150, 2e-4, held_out, shown, out).judgements
+            print(f"{name}, {kind}: kept {styled.before} -> {styled.after}, about it {about.after}", flush=True)
+            before = {"kept_before": vars(styled.before), "about_it_before": vars(about.before)}
+            arms.setdefault(name, sizes[name] | before)[kind] = {"kept": vars(styled.after), "about_it": vars(about.after)}
+            values[name, kind] = styled.after_values
+        for name, kind in values if not smoke else ():  # the same prompts and seeds in every arm, so they are compared in pairs
+            ahead = paired_gain(*(np.reshape(values[arm, kind], (-1, 2)) for arm in ("binary, 100%", name)))
+            arms[name][kind]["ahead_of_binary"] = vars(ahead)
+            print(f"{name}, {kind}: ahead of binary pairs by {ahead}", flush=True)
+    ahead = {} if smoke else arms["language feedback, 100%"]["DPO"]["ahead_of_binary"]
+    proof.settle(ahead.get("low", 0) > 0, prompts=count, responses_per_prompt=2, arms=arms)
 
 
 if __name__ == "__main__":
