@@ -176,11 +176,11 @@ def proved(smoke: bool) -> None:
         folder = Path(place)
         write_jsonl(folder / "taught" / "train.jsonl", records(held_out=False, each=6))
         write_jsonl(held_out := folder / "held-out" / "test.jsonl", records(held_out=True, each=1))
-        asked = sorted(records(held_out=False, each=1), key=lambda record: keyed_seed(0, record.id))
+        asked = sorted(records(held_out=False, each=1), key=lambda record: keyed_seed(0, record.id))[: 16 if smoke else None]
         count = write_jsonl(prompts := folder / "prompts" / "train.jsonl", asked)
         shown = 4 if smoke else 162
         base, taught = untaught(folder / "untaught"), folder / "taught" / "train.jsonl"
-        run("imitation", base, taught, {"name": "sft"}, 20 if smoke else 600, 3e-3, held_out, 0, folder / "imitation")
+        run("imitation", base, taught, {"name": "sft"}, 5 if smoke else 600, 3e-3, held_out, 0, folder / "imitation")
         base = folder / "imitation" / "model"
         data = {f"language feedback, {share:.0%}": folder / f"feedback-{share}" / "train.jsonl" for share in SHARES}
         sizes = {
