@@ -1,7 +1,7 @@
 """Builds datasets/reach-episodes: one task, five bodies, an expert that goes where the mission says and one that goes elsewhere.
 
 Deterministic: the same versions of gymnasium and numpy give the same bytes. ``adapt.*`` hold demonstrations of one
-more body, eight to learn from.
+more body, eight to learn from, two from each side of the disc.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from polyalign.records.parquet import write_parquet
 from polyalign.records.store import MediaStore
-from polyalign_action.reach_demonstrations import records
+from polyalign_action.reach_demonstrations import from_all_sides, records
 
 KNOWN, NEW = ("Cursor", "Boat", "Arm", "Keys"), ("Wheels",)
 HELD_OUT = range(5000, 5024)  # seeds
 SPLITS = {  # body -> seeds
     "train": {body: range(1000 * number, 1000 * number + 200) for number, body in enumerate(KNOWN)},
     "test": dict.fromkeys(KNOWN, HELD_OUT),
-    "adapt.train": dict.fromkeys(NEW, range(4000, 4008)),
+    "adapt.train": {body: from_all_sides(body, range(4000, 4100)) for body in NEW},
     "adapt.test": dict.fromkeys(NEW, HELD_OUT),
 }
 

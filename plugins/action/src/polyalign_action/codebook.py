@@ -29,7 +29,8 @@ class GumbelCodebook(nn.Module):
         self.project = nn.Linear(inputs, count)
         nn.init.xavier_uniform_(self.project.weight, generator=generator)
         nn.init.zeros_(self.project.bias)
-        self.codes = nn.Parameter(0.2 * torch.randn(count, size, generator=generator))
+        std = 0.2 * (128 / size) ** 0.5  # vectors as long as UniAct's, whatever their size: heads would not hear shorter ones
+        self.codes = nn.Parameter(std * torch.randn(count, size, generator=generator))
         self.register_buffer("temperature", torch.tensor(temperatures[0]))
         self.temperature: Tensor
 

@@ -14,19 +14,20 @@ from polyalign.policies.continuous import ActionHead
 class HuberHead(ActionHead):
     """Independent actions with density ``exp(-huber(r) / s) / Z``, where r is the distance from ``outputs`` ``[P, A]`` in
     ``units`` ``[A]`` (half-widths of the action's range), huber(r) is r^2 / 2 up to ``delta`` and grows linearly from there, and
-    the scale s ``[A]`` is learned and the same in every state: normal near the middle, exponential in the tails (Huber 1964).
+    the scale s ``[A]`` is the same in every state: normal near the middle, exponential in the tails (Huber 1964).
 
-    With s = 1 and within constants the loss is UniAct's (delta 0.1); a learned s makes it a likelihood. No squashing: what is
-    scored is the action before an environment clips it.
+    Times s and but for a constant the negative log-likelihood is UniAct's loss (delta 0.1). With ``learned`` scales a body whose
+    actions are easy to tell takes over what several learn together: its scale shrinks, and its errors weigh ever more. No
+    squashing: what is scored is the action before an environment clips it.
     """
 
     units: Tensor
 
-    def __init__(self, units: Sequence[float], delta: float, initial_std: float) -> None:
+    def __init__(self, units: Sequence[float], delta: float, initial_std: float, learned: bool = True) -> None:
         super().__init__()
         self.size, self.delta = len(units), delta
         self.register_buffer("units", torch.tensor(units), persistent=False)
-        self.log_scale = nn.Parameter(torch.full((len(units),), 2 * math.log(initial_std)))
+        self.log_scale = nn.Parameter(torch.full((len(units),), 2 * math.log(initial_std)), requires_grad=learned)
 
     def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
         loss = nn.functional.huber_loss(

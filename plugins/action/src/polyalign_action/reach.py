@@ -16,8 +16,9 @@ import numpy as np
 COLOURS = ("red", "green", "blue")
 WORDINGS = ("go to the {} disc", "reach for the {} disc", "the {} one, please")
 VIEW = 10  # numbers that everybody sees alike
-RADIUS, SPEED, NEAR = 0.6, 0.05, 0.08  # of the scene; of a hand, per step; of a disc
-STEPS = 50
+RADIUS, SPEED, NEAR = 0.6, 0.1, 0.08  # of the scene; of a hand, per step; of a disc
+STEPS = 30
+SPOTS = ((0.0, 0.4), (-0.4, -0.2), (0.4, -0.2))  # where discs lie; hands start a whole number of steps away
 
 
 class Body(ABC):
@@ -96,7 +97,7 @@ class Arm(Body):
     action_space = _box(2)
     senses = 4
     shoulder: ClassVar[np.ndarray] = np.array([0.0, -1.25])
-    turn: ClassVar[float] = 0.1  # radians per step
+    turn: ClassVar[float] = 0.2  # radians per step
     angles: np.ndarray  # [2]
 
     def place(self, hand: np.ndarray) -> None:
@@ -175,10 +176,9 @@ class Reach(gymnasium.Env[np.ndarray, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         draw = self.np_random
-        places = [0.75 * RADIUS * _direction(angle) + draw.uniform(-0.03, 0.03, 2) for angle in np.radians([90, 210, 330])]
-        self.discs = [places[number] for number in draw.permutation(len(places))]
+        self.discs = [np.array(SPOTS[number]) for number in draw.permutation(len(SPOTS))]
         hand = _within(draw)
-        while min(np.linalg.norm(hand - disc) for disc in self.discs) < 3 * NEAR:
+        while min(np.linalg.norm(hand - disc) for disc in self.discs) < 2 * NEAR:
             hand = _within(draw)
         self.target = int(draw.integers(len(COLOURS)))
         self.mission = WORDINGS[int(draw.integers(len(WORDINGS)))].format(COLOURS[self.target])
@@ -193,13 +193,15 @@ class Reach(gymnasium.Env[np.ndarray, Any]):
         return self._seen(), float(before - after + arrived), arrived, False, {"success": arrived}
 
     def expert(self, target: int | None = None) -> Any:
-        """Return the action that goes straight to a disc, by default the one that the mission names."""
+        """Return the action that goes to a disc, by default the one that the mission names: sideways at full speed until the
+        hand is above or below it, then straight up or down."""
         way = self.discs[self.target if target is None else target] - self.body.hand
-        return self.body.command(way * min(1.0, SPEED / max(float(np.linalg.norm(way)), 1e-9)))
+        axis = 0 if abs(way[0]) > NEAR / 2 else 1
+        return self.body.command(SPEED * np.sign(way[axis]) * np.eye(2)[axis])
 
     def steps_to(self, target: int) -> int:
         """Return about how many steps the way to a disc takes."""
-        return math.ceil(float(np.linalg.norm(self.discs[target] - self.body.hand)) / SPEED)
+        return math.ceil(float(np.abs(self.discs[target] - self.body.hand).sum()) / SPEED)
 
     def render(self, side: int = 32) -> np.ndarray:
         """Return the scene as pixels ``[side, side, 3]``: white ground, the discs, a black hand, and what joins it to the rest of
@@ -227,9 +229,9 @@ def _direction(angle: float) -> np.ndarray:
 
 
 def _within(draw: np.random.Generator) -> np.ndarray:
-    """Return a point of the scene, all equally likely, ``[2]``."""
+    """Return a crossing of the grid whose meshes are a step wide, within the scene, ``[2]``."""
     angle, radius = draw.uniform(0, 2 * math.pi), RADIUS * math.sqrt(draw.uniform())
-    return radius * _direction(angle)
+    return SPEED * np.round(radius * _direction(angle) / SPEED)
 
 
 def reach_world(name: str, **settings: Any) -> gymnasium.Env:

@@ -12,7 +12,7 @@ import torch
 from polyalign.records.schema import Provenance, Record
 from polyalign_action.environments import Spaces, open_environment, play
 from polyalign_action.episodes import Add, record_of
-from polyalign_action.reach import COLOURS, STEPS
+from polyalign_action.reach import COLOURS, NEAR, STEPS
 from polyalign_action.tasks import Task
 from polyalign_action.trajectory import Trajectory
 
@@ -33,6 +33,21 @@ def demonstrated(body: str, seed: int, astray: int = 0) -> tuple[Task, Trajector
 
         (episode,) = play([environment], [seed], [steps], Spaces.of(environment), act)
     return Task(name, seed, instruction=mission), episode
+
+
+def from_all_sides(body: str, seeds: Iterable[int], each: int = 2) -> list[int]:
+    """Return the first seeds whose disc lies left above, right above, left below and right below of the hand, ``each`` of every
+    kind: the expert then goes in every direction alike often."""
+    sides: dict[tuple[bool, bool], list[int]] = {}
+    with closing(open_environment(f"Reach/{body}")) as environment:
+        inner: Any = environment.unwrapped
+        for seed in seeds:
+            environment.reset(seed=seed)
+            across, up = inner.discs[inner.target] - inner.body.hand
+            mine = sides.setdefault((bool(across > 0), bool(up > 0)), [])
+            if min(abs(across), abs(up)) > NEAR and len(mine) < each:
+                mine.append(seed)
+    return sorted(seed for mine in sides.values() for seed in mine)
 
 
 def records(bodies: Iterable[str], seeds: Sequence[int], add: Add, astray: Sequence[int] = (0,)) -> Iterator[Record]:

@@ -26,6 +26,7 @@ from polyalign.records.schema import Message
 from polyalign_action.codebook import GumbelCodebook, gumbel
 from polyalign_action.environments import Spaces, open_environment
 from polyalign_action.huber_head import HuberHead
+from polyalign_action.modulated import ModulatedPerceptron
 from polyalign_action.playing import Decoding, Outputs, played
 from polyalign_action.policy import TrajectoryCollator, check_spaces
 from polyalign_action.saved import restore, write_model
@@ -78,6 +79,20 @@ class UniActCollator(TrajectoryCollator):
         return self.bodies[environment]
 
 
+class Trunk(nn.Module):
+    """One body's way from a universal action ``[P, D]`` and what it senses ``[P, S]`` to (its last hidden layer, the inputs of
+    its action head)."""
+
+    def __init__(self, config: UniActConfig, senses: int, size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.hidden = ModulatedPerceptron(config.code_size, senses, config.head_hidden, generator)
+        self.last = network((config.head_hidden[-1], size), nn.ReLU, generator, gain=0.5)
+
+    def forward(self, universal: Tensor, senses: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.hidden(universal, senses)
+        return hidden, self.last(hidden)
+
+
 class UniActPolicy(Policy):
     """View and instruction to a universal action, and that with a body's whole observation to its next action.
 
@@ -98,21 +113,26 @@ class UniActPolicy(Policy):
         super().__init__()
         self.config, self.spaces = config, dict(spaces)
         self.collator: UniActCollator = UniActCollator(spaces, config)
-        seen = config.view + config.words
-        sizes = (seen, *config.hidden)
-        self.extractor = nn.Sequential(*network(sizes, nn.ReLU, keyed_generator(seed, "extractor"), gain=2**0.5), nn.ReLU())
+        self.extractor = ModulatedPerceptron(config.view, config.words, config.hidden, keyed_generator(seed, "extractor"))
         self.codebook = GumbelCodebook(
-            sizes[-1], config.codes, config.code_size, config.choice, config.temperature, keyed_generator(seed, "codebook")
+            config.hidden[-1],
+            config.codes,
+            config.code_size,
+            config.choice,
+            config.temperature,
+            keyed_generator(seed, "codebook"),
         )
         self.heads, self.trunks = nn.ModuleDict(), nn.ModuleDict()  # by body, so that a base may know other bodies
         for name, mine in spaces.items():
             head: ActionHead = CategoricalHead(mine.actions)
             if not mine.discrete:
-                head = HuberHead(mine.half_widths(), config.delta, config.initial_std)
-            widths = (mine.observation - self._unseen + config.code_size, *config.head_hidden, head.size)
+                head = HuberHead(mine.half_widths(), config.delta, config.initial_std, config.learn_std)
             self.heads[_key(name)] = head
-            self.trunks[_key(name)] = network(widths, nn.ReLU, keyed_generator(seed, "head", name), gain=0.1)
-        self.critic = network((*sizes, 1), nn.ReLU, keyed_generator(seed, "critic"), gain=0.0) if config.value_head else None
+            self.trunks[_key(name)] = Trunk(
+                config, mine.observation - self._unseen, head.size, keyed_generator(seed, "head", name)
+            )
+        critic = (config.view + config.words, *config.hidden, 1)
+        self.critic = network(critic, nn.ReLU, keyed_generator(seed, "critic"), gain=0.0) if config.value_head else None
         if config.trains == "heads":
             self.extractor.requires_grad_(False)
             self.codebook.requires_grad_(False)
@@ -139,16 +159,15 @@ class UniActPolicy(Policy):
         mask, tensors = batch.mask[:, 0], batch.tensors  # [N, T]
         row = mask.nonzero()[:, 0]  # [P]
         observations, actions = tensors["observations"][mask], tensors["actions"][mask]  # [P, O], [P, A]
-        seen = torch.cat([observations[:, : self.config.view], tensors["words"][row]], -1)
+        view, words = observations[:, : self.config.view], tensors["words"][row]
         noise = tensors["noise"][mask] if "noise" in tensors else None
-        universal, codes = self.universal(seen, noise)
+        universal, codes = self.universal(view, words, noise)
         body = tensors["body"][row]
         log_probs = observations.new_zeros(len(row))
         entropy, steps = log_probs, observations.new_zeros(len(row), self.feature_sizes["states"])
         for number, mine, trunk, head in self._bodies():
             here = (body == number).nonzero()[:, 0]  # may be empty: its gradient is then 0 and not absent
-            hidden = trunk[:-1](self._head_inputs(mine, observations[here], universal[here]))
-            outputs = trunk[-1](hidden)
+            hidden, outputs = trunk(universal[here], self._sensed(mine, observations[here]))
             taken = actions[here, 0].long() if mine.discrete else actions[here, : mine.actions]
             with torch.autocast(outputs.device.type, enabled=False):
                 log_probs = log_probs.index_add(0, here, head.log_probs(outputs.float(), taken))
@@ -166,19 +185,19 @@ class UniActPolicy(Policy):
             laid = scatter(steps, mask)
             extras |= {"states": laid, "step_ends": mask, "hidden": laid.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)}
         if self.critic is not None:  # always run, so that its gradient exists on every process
-            extras["values"] = scatter(self.critic(seen)[:, 0].float(), mask)
+            extras["values"] = scatter(self.critic(torch.cat([view, words], -1))[:, 0].float(), mask)
         return Scores(scatter(log_probs, mask)[:, None], batch.mask, batch.kind, extras)
 
-    def universal(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (universal actions ``[P, D]``, log-probabilities of the codes ``[P, K]``) for view and words ``[P, V + W]``."""
-        return self.codebook(self.extractor(seen), noise)  # type: ignore[no-any-return]
+    def universal(self, view: Tensor, words: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (universal actions ``[P, D]``, log-probabilities of the codes ``[P, K]``) for ``[P, V]`` and ``[P, W]``."""
+        return self.codebook(self.extractor(view, words), noise)  # type: ignore[no-any-return]
 
     def _bodies(self) -> Iterator[tuple[int, Spaces, Any, Any]]:
         for number, (name, mine) in enumerate(self.spaces.items()):
             yield number, mine, self.trunks[_key(name)], self.heads[_key(name)]
 
-    def _head_inputs(self, mine: Spaces, observations: Tensor, universal: Tensor) -> Tensor:
-        return torch.cat([observations[:, self._unseen : mine.observation], universal], -1)
+    def _sensed(self, mine: Spaces, observations: Tensor) -> Tensor:
+        return observations[:, self._unseen : mine.observation]
 
     def _as_features(self, mine: Spaces, taken: Tensor) -> Tensor:
         """Return actions as features: one-hot, or in half-widths of their range."""
@@ -217,8 +236,8 @@ class UniActPolicy(Policy):
         mine, trunk = self.spaces_in(name), self.trunks[_key(name)]
 
         def outputs(seen: Tensor, numbers: Sequence[int], step: int) -> Tensor:
-            universal, _ = self.universal(torch.cat([seen[:, : self.config.view], words[numbers]], -1))
-            return trunk(self._head_inputs(mine, seen, universal))  # type: ignore[no-any-return]
+            universal, _ = self.universal(seen[:, : self.config.view], words[numbers])
+            return trunk(universal, self._sensed(mine, seen))[1]  # type: ignore[no-any-return]
 
         return outputs
 

@@ -19,7 +19,7 @@ class UniActConfig(Config):
     heads_see: Literal["all", "senses"] = Field(
         "all", description="what heads read besides the code: the whole observation, or only what lies beyond the view"
     )
-    words: int = Field(32, ge=0, description="columns that the instruction's words are hashed into; 0: it is not read")
+    words: int = Field(64, ge=0, description="columns that the instruction's words are hashed into; 0: it is not read")
     hidden: tuple[int, ...] = Field((128, 128), min_length=1, description="layers of the extractor, from view and words")
     head_hidden: tuple[int, ...] = Field((64,), min_length=1, description="layers of each head, from observation and code")
     codes: int = Field(64, gt=1, description="vectors in the codebook")
@@ -32,6 +32,7 @@ class UniActConfig(Config):
     trains: Literal["all", "heads"] = Field("all", description="heads: extractor and codebook are frozen, for a new body")
     delta: float = Field(0.1, gt=0, description="where Huber's loss turns linear, in half-widths of an action's range")
     initial_std: float = Field(0.3, gt=0, description="first deviation of real-valued actions, in half-widths of the space")
+    learn_std: bool = Field(False, description="learn the deviations, as online runs want; else the loss is Huber's")
     value_head: bool = Field(False, description="add a critic over view and words, for actor-critic objectives")
     max_steps: int | None = Field(None, gt=0, description="cut episodes there, if the environment's own limit is not shorter")
 

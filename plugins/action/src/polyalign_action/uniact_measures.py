@@ -38,7 +38,7 @@ def explained(policy: UniActPolicy, episodes: Sequence[tuple[Task, Trajectory]])
 def likeliest_codes(policy: UniActPolicy, tasks: Sequence[Task], observations: torch.Tensor) -> torch.Tensor:
     """Return the code of each task in the state observed, ``[n]`` of ``[n, O]``."""
     words = torch.stack([policy.collator.asked(task) for task in tasks])
-    _, log_probs = policy.universal(torch.cat([observations[:, : policy.config.view], words], -1))
+    _, log_probs = policy.universal(observations[:, : policy.config.view], words)
     return log_probs.argmax(-1)
 
 
