@@ -35,7 +35,7 @@ def test_it_is_an_environment_as_gymnasium_defines_one(body: str) -> None:
 
 @each_body
 def test_a_command_moves_the_hand_as_asked(body: str) -> None:
-    """A boat at rest has 0.75 of its speed. An arm's joints go where the hand's first movement points: off by a quarter at most."""
+    """A boat at rest has 0.75 of its speed. An arm's joints follow the first direction: off by a quarter at most."""
     for seed in range(5):
         inner: Any = open_environment(f"Reach/{body}").unwrapped
         inner.reset(seed=seed)
