@@ -149,9 +149,12 @@ def test(slow: bool, extra: list[str]) -> int:
     if slow:
         install_assets(SLOW_ASSETS)
     # A stray plugin in the user's environment must not hide a broken one of ours: strict mode raises.
-    env = {"HF_HUB_OFFLINE": "1", "POLYALIGN_STRICT_PLUGINS": "1", "TOKENIZERS_PARALLELISM": "false", **threads(4)}
+    env = {"HF_HUB_OFFLINE": "1", "POLYALIGN_STRICT_PLUGINS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Tiny models gain little from a second thread and everything from a second process.
+    spread = cores() > 1 and not extra
+    env |= threads(1 if spread else 4)
     marks = () if slow else ("-m", "not slow and not gpu")
-    return run(PYTHON, "-m", "pytest", *marks, *extra, env=env)
+    return run(PYTHON, "-m", "pytest", *marks, *(("-n", str(cores()), "--dist", "worksteal") if spread else extra), env=env)
 
 
 def check() -> int:

@@ -94,6 +94,8 @@ STRENGTHS: dict[str, dict[str, Any]] = {
     # At thousands tiny sound models leave in one step where a grid's columns are nearly straight.
     "tdpo": {"beta": 200.0},
     "instruct_engine": {"beta": 200.0},
+    # Its own interval, 0.0003, is left in the first step; beyond it one response's step costs others, which nothing bounds.
+    "gspo": {"clip_low": 0.2, "clip_high": 0.2},
     "apo_down": {"beta": 20.0},  # at the reference only the worse response is pushed; the margin's own pull is of second order
 }
 

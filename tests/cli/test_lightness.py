@@ -47,16 +47,24 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("line", "most"), [("--help", 2), ("list policies", 2.5)])
-def test_help_and_lists_cost_little_more_than_their_libraries(line: str, most: float) -> None:
-    """Processor time, the least of five runs each and taken in turn, so that a busy machine does not decide.
+BARE = """
+import typer, pydantic, pluggy
+app = typer.Typer(add_completion=False)
+@app.command()
+def command(kind: str) -> None: ...
+app(["policies"])
+"""
 
-    typer 0.29 imports the greater part of pydantic when a command first parses a parameter; that alone is half of `list`.
+
+@pytest.mark.parametrize("line", ["--help", "list policies"])
+def test_help_and_lists_cost_little_more_than_their_libraries(line: str) -> None:
+    """At most half more than a bare typer command with one parameter: typer 0.29 imports the greater part of pydantic for the first one.
+
+    Processor time, the least of five runs each and taken in turn, so that a busy machine does not decide.
     """
     code = f"import sys; from polyalign.cli.main import main; sys.exit(main({line.split()!r}))"
-    bare_code = "import typer, pydantic, pluggy"
-    ours, bare = zip(*((_seconds(code), _seconds(bare_code)) for _ in range(5)))
-    assert min(ours) <= most * min(bare), (ours, bare)
+    ours, bare = zip(*((_seconds(code), _seconds(BARE)) for _ in range(5)))
+    assert min(ours) <= 1.5 * min(bare), (ours, bare)
 
 
 def _seconds(code: str) -> float:

@@ -19,7 +19,7 @@ from polyalign.assets import resolve_model
 from polyalign.errors import ConfigError
 from polyalign.policies import generation
 from polyalign.policies.adapters import add_lora
-from polyalign.policies.base import Rollout, Rollouts, Tokens
+from polyalign.policies.base import Rollout, Rollouts, Tokens, in_batches
 from polyalign.policies.completion_mask import Piece, PromptResponseEncoder
 from polyalign.policies.pretrained import is_adapter, load, load_model, within_context
 from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
@@ -115,16 +115,9 @@ class ActionTokensPolicy(TokenPolicy):
             raise ConfigError(f"unknown decoding setting {unknown[0]!r} of action tokens; known: batch_size, temperature")
         settings = Decoding(**decoding)
         jobs = [(prompt, number) for prompt in prompts for number in range(samples_per_prompt)]
-        rollouts: list[Rollout] = []
-        training = self.training
-        self.eval()
-        try:
-            for start in range(0, len(jobs), settings.batch_size):
-                played = self._played(jobs[start : start + settings.batch_size], seed, settings)
-                rollouts += generation.scored(self, played)
-        finally:
-            self.train(training)
-        return tuple(rollouts)
+        return in_batches(
+            self, jobs, settings.batch_size, lambda part: generation.scored(self, self._played(part, seed, settings))
+        )
 
     def _played(self, jobs: Sequence[tuple[tuple[Message, ...], int]], seed: int, decoding: Decoding) -> list[Rollout]:
         tasks = [task_of(prompt) for prompt, _ in jobs]

@@ -75,5 +75,5 @@ def tokens_fixture() -> tuple[PolicyFixture, ...]:
     for body in BODIES:
         media = InMemory()
         made, build = records([body], media), partial(tokens_policy, body)
-        found.append(PolicyFixture(build, made, media, 1e-4, with_values=partial(build, value_head=True)))
+        found.append(PolicyFixture(build, made, media, 1e-3, with_values=partial(build, value_head=True)))
     return tuple(found)

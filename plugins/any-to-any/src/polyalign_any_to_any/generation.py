@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polyalign.errors import ConfigError
-from polyalign.policies.base import Rollout, Rollouts, Tokens
+from polyalign.policies.base import Rollout, Rollouts, Tokens, in_batches
 from polyalign.policies.completion_mask import Encoded
 from polyalign.policies.generation import (
     Decoding,
@@ -62,15 +62,7 @@ def generate(
     if decoding.max_new_tokens < least:
         raise ConfigError(f"max_new_tokens={decoding.max_new_tokens} cannot hold {decoding.respond}: it takes {least}; raise it")
     jobs = [(prompt, number) for prompt in prompts for number in range(samples_per_prompt)]
-    rollouts: list[Rollout] = []
-    training = policy.training
-    policy.eval()
-    try:
-        for start in range(0, len(jobs), decoding.batch_size):
-            rollouts += scored(policy, _sampled(policy, jobs[start : start + decoding.batch_size], seed, decoding))
-    finally:
-        policy.train(training)
-    return tuple(rollouts)
+    return in_batches(policy, jobs, decoding.batch_size, lambda part: scored(policy, _sampled(policy, part, seed, decoding)))
 
 
 def _sampled(policy: MixedTokenPolicy, jobs: Sequence[tuple[Any, int]], seed: int, decoding: MixedDecoding) -> list[Rollout]:

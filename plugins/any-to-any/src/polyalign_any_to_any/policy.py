@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyalign.assets import resolve_model
 from polyalign.errors import ConfigError, nearest
-from polyalign.policies.base import Batch, Rollouts
+from polyalign.policies.base import Batch, Rollouts, evaluating
 from polyalign.policies.completion_mask import Encoded
 from polyalign.policies.pretrained import is_adapter, load, load_model, within_context
 from polyalign.policies.token_collator import TokenCollator
@@ -71,19 +71,15 @@ class MixedTokenPolicy(TokenPolicy):
         """Compare with the model's own forward on a few words, the only thing that every model's forward makes logits of
         (Chameleon hides its picture codes, Janus makes them by another head). There is no other way to score here."""
         probe, text = self.probe(1), self.vocabulary.allowed[0]
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             _, expected = self.whole(probe)
             found = self.head(self.states(probe))[..., : expected.shape[-1]]
-            shown = text[: expected.shape[-1]].to(found.device)
-            if not torch.allclose(found[..., shown].float(), expected[..., shown].float(), rtol=1e-4, atol=1e-4):
-                raise ConfigError(
-                    f"{type(self.model).__name__}: logits are more than a head over the decoder's states, so codes of media "
-                    "cannot be scored apart from words; this architecture needs a policy of its own"
-                )
-        finally:
-            self.train(training)
+        shown = text[: expected.shape[-1]].to(found.device)
+        if not torch.allclose(found[..., shown].float(), expected[..., shown].float(), rtol=1e-4, atol=1e-4):
+            raise ConfigError(
+                f"{type(self.model).__name__}: logits are more than a head over the decoder's states, so codes of media "
+                "cannot be scored apart from words; this architecture needs a policy of its own"
+            )
         return True
 
     def probe(self, samples: int) -> Batch:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from polyalign.errors import ConfigError
-from polyalign.policies.base import Rollout, Rollouts, Tokens
+from polyalign.policies.base import Rollout, Rollouts, Tokens, evaluating
 from polyalign.policies.generation import KeyedSampler
 from polyalign.policies.pipelines.collator import caption_of
 from polyalign.randomness import keyed_generator
@@ -26,15 +24,6 @@ if TYPE_CHECKING:
 Job = tuple[tuple[Message, ...], int]  # prompt, sample number
 
 
-def decoding_of(options: dict[str, Any]) -> CodecDecodingConfig:
-    """Read decoding options. Raises `ConfigError` naming each that is wrong."""
-    try:
-        return CodecDecodingConfig(**options)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"decoding options: {problems}. Known: {', '.join(CodecDecodingConfig.model_fields)}") from error
-
-
 @torch.no_grad()
 def generate(
     policy: CodecTokenPolicy, prompts: Sequence[tuple[Message, ...]], each: int, seed: int, decoding: CodecDecodingConfig
@@ -44,14 +33,10 @@ def generate(
     samples = [Sample(f"prompt-{row}", prompt, (), f"prompt-{row}") for row, (prompt, _) in enumerate(jobs)]
     policy.encode_missing(samples)
     rollouts: list[Rollout] = []
-    training = policy.training
-    policy.eval()  # gradient checkpointing and adapter dropout are for training
-    try:
+    with evaluating(policy):
         for start in range(0, len(jobs), decoding.batch_size):
             part = slice(start, start + decoding.batch_size)
             rollouts += _drawn(policy, jobs[part], samples[part], seed, decoding)
-    finally:
-        policy.train(training)
     return tuple(rollouts)
 
 

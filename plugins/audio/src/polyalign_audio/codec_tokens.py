@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from polyalign.assets import resolve_model
 from polyalign.errors import ConfigError, TrainingError
-from polyalign.policies.adapters import adapters_off, add_lora
+from polyalign.policies.adapters import add_lora
 from polyalign.policies.base import Batch, Rollouts, Scores
+from polyalign.policies.config import decoding_of
 from polyalign.policies.feature_cache import FeatureCache, Features
 from polyalign.policies.fingerprint import weights_fingerprint
 from polyalign.policies.logprobs import in_chunks, reduce_logits, scatter
@@ -31,7 +32,7 @@ from polyalign.records.samples import Sample
 from polyalign.records.schema import Message
 from polyalign_audio import codec_sampling
 from polyalign_audio.codec_collator import CodecCollator
-from polyalign_audio.generation_config import CodecTokensConfig
+from polyalign_audio.generation_config import CodecDecodingConfig, CodecTokensConfig
 from polyalign_audio.musicgen import FrozenParts
 
 PROVIDED = frozenset({"log_probs", "entropy", "mean_logit", "log_sum_squares", "hidden", "prompt_hidden", "states"})
@@ -204,7 +205,7 @@ class CodecTokenPolicy(PreparedPolicy):
         """Return clips (`polyalign_audio.modality.Clip`); ``decoding``: fields of `CodecDecodingConfig`. What a prompt gets
         depends on (seed, prompt, sample number) and not on the other prompts of the call. ``old_log_probs`` are scored by
         `forward` at the decoding temperature and guidance, over the whole vocabulary (before top_p)."""
-        return codec_sampling.generate(self, prompts, samples_per_prompt, seed, codec_sampling.decoding_of(decoding))
+        return codec_sampling.generate(self, prompts, samples_per_prompt, seed, decoding_of(CodecDecodingConfig, decoding))
 
     # files, and the frozen twin
 
@@ -219,16 +220,8 @@ class CodecTokenPolicy(PreparedPolicy):
         return self.base_fingerprint
 
     @property
-    def has_adapters(self) -> bool:
-        return self.config.lora is not None
-
-    @contextmanager
-    def as_reference(self) -> Iterator[None]:
-        if not self.has_adapters:
-            with super().as_reference():
-                yield
-        with adapters_off(self.model):
-            yield
+    def adapted(self) -> Any:
+        return self.model if self.config.lora is not None else None
 
     def enable_gradient_checkpointing(self) -> None:
         self.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -7,6 +7,7 @@ so this one walks the entry points itself.
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -148,7 +149,8 @@ def _collect(manager: pluggy.PluginManager, module: Any, kind: str) -> tuple[Spe
 def _check_core_range(entry: EntryPoint) -> None:
     """pip can leave a set that does not fit together; the plugin's declared range is checked here."""
     requirements = (entry.dist.requires if entry.dist else None) or ()
-    ours = [text for text in requirements if text.lower().startswith(GROUP) and text != f"{GROUP}=={polyalign.__version__}"]
+    named = re.compile(rf"{GROUP}(?![\w.-])", re.IGNORECASE)  # and not polyalign-image
+    ours = [text for text in requirements if named.match(text) and text != f"{GROUP}=={polyalign.__version__}"]
     if not ours:
         return  # the parser below costs as much to import as the rest of this module
     from packaging.requirements import Requirement

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import BoolTensor, LongTensor, Tensor, nn
 
 from polyalign.errors import TrainingError
+from polyalign.policies.adapters import adapters_off
 from polyalign.records.samples import Sample
 from polyalign.records.schema import MediaPart, Message, TextPart
+
+Job = TypeVar("Job")
 
 
 class Kind(IntEnum):
@@ -248,14 +251,43 @@ class Policy(nn.Module, ABC):
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """Score as the reference model: adapters switched off. Only for policies tuned by adapters."""
-        raise TrainingError(
-            f"{type(self).__name__} has no adapters to switch off; use reference: frozen_copy, or tune it with lora"
-        )
-        yield  # pragma: no cover
+        if self.adapted is None:
+            raise TrainingError(
+                f"{type(self).__name__} has no adapters to switch off; use reference: frozen_copy, or tune it with lora"
+            )
+        with adapters_off(self.adapted):
+            yield
 
     def enable_gradient_checkpointing(self) -> None:
         raise TrainingError(f"{type(self).__name__} has no gradient checkpointing; set gradient_checkpointing: false")
 
     @property
+    def adapted(self) -> Any:
+        """Return the model that carries the adapters, or None: it has none."""
+        return None
+
+    @property
     def has_adapters(self) -> bool:
-        return False
+        return self.adapted is not None
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Have the module in eval mode inside and in its own mode after: gradient checkpointing and dropout are for training."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+def in_batches(
+    policy: Policy, jobs: Sequence[Job], batch_size: int, sampled: Callable[[Sequence[Job]], list[Rollout]]
+) -> Rollouts:
+    """Return what ``sampled`` makes of the jobs, so many at a time, with the policy in eval mode."""
+    rollouts: list[Rollout] = []
+    with evaluating(policy):
+        for start in range(0, len(jobs), batch_size):
+            rollouts += sampled(jobs[start : start + batch_size])
+    return tuple(rollouts)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from polyalign.errors import ConfigError
 from polyalign.training.config import Config
+
+Read = TypeVar("Read", bound=Config)
 
 
 class LoraConfig(Config):
@@ -122,3 +125,12 @@ class MediaTokensConfig(PretrainedConfig):
         default_factory=dict, description="factor on the optimizer's learning rate for one part; parts not named keep 1"
     )
     cache_features: bool = Field(False, description="keep the features of frozen towers and projectors on disk")
+
+
+def decoding_of(reader: type[Read], options: dict[str, Any]) -> Read:
+    """Read decoding options. Raises `ConfigError` naming each that is wrong."""
+    try:
+        return reader(**options)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"decoding options: {problems}. Known: {', '.join(reader.model_fields)}") from error

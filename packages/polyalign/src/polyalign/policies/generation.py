@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyalign.errors import ConfigError
-from polyalign.policies.base import Rollout, Rollouts, Tokens
+from polyalign.policies.base import Rollout, Rollouts, Tokens, in_batches
 from polyalign.randomness import keyed_generator
 from polyalign.records.schema import Message, TextPart
 
@@ -79,15 +79,7 @@ def generate(
 ) -> Rollouts:
     """Return ``len(prompts) * samples_per_prompt`` rollouts, prompt-major, with their log-probabilities."""
     jobs = [(prompt, number) for prompt in prompts for number in range(samples_per_prompt)]
-    rollouts: list[Rollout] = []
-    training = policy.training
-    policy.eval()  # gradient checkpointing and adapter dropout are for training
-    try:
-        for start in range(0, len(jobs), decoding.batch_size):
-            rollouts += scored(policy, _sampled(policy, jobs[start : start + decoding.batch_size], seed, decoding))
-    finally:
-        policy.train(training)
-    return tuple(rollouts)
+    return in_batches(policy, jobs, decoding.batch_size, lambda part: scored(policy, _sampled(policy, part, seed, decoding)))
 
 
 def _sampled(policy: TokenPolicy, jobs: Sequence[tuple[Any, int]], seed: int, decoding: Decoding) -> list[Rollout]:

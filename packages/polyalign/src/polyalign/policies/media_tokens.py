@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from polyalign.errors import ConfigError
-from polyalign.policies.base import Batch
+from polyalign.policies.base import Batch, evaluating
 from polyalign.policies.completion_mask import Encoded
 from polyalign.policies.config import MediaTokensConfig
 from polyalign.policies.media_features import MediaEncoder, MediaFeatures, accepted, encoder_inputs, parts_of
@@ -180,9 +180,8 @@ class MediaTokenPolicy(TokenPolicy):
     @torch.no_grad()
     def _split_is_exact(self) -> bool:
         """Choose the mode: the first whose logits are those of the model's own forward on raw inputs."""
-        name, training = type(self.model).__name__, self.training
-        self.eval()
-        try:
+        name = type(self.model).__name__
+        with evaluating(self):
             expected = self._own_logits(self.probe(1)).float()
             for self.mode in ("decoder", "base", "logits"):
                 try:
@@ -194,8 +193,6 @@ class MediaTokenPolicy(TokenPolicy):
                     if self.mode != "decoder":
                         logger.warning(BESIDES[self.mode], name)
                     return self.mode != "logits"
-        finally:
-            self.train(training)
         raise ConfigError(
             f"{name} makes other logits from features that are handed to it than from a medium of its own, in every way that is "
             f"known here (get_{self.modalities[0]}_features, mm_encoder_outputs); this architecture needs a policy of its own"

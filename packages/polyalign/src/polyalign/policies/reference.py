@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from polyalign.errors import TrainingError
 from polyalign.policies.adapters import trainable
-from polyalign.policies.base import Batch, Policy, Scores
+from polyalign.policies.base import Batch, Policy, Scores, evaluating
 from polyalign.records.atomic import atomic_write
 from polyalign.training.config import ReferenceConfig
 
@@ -32,13 +32,8 @@ class AdaptersOff:
         self.policy = policy
 
     def __call__(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
-        training = self.policy.training
-        self.policy.eval()
-        try:
-            with torch.no_grad(), self.policy.as_reference():
-                return self.policy(batch, want).detach()  # type: ignore[no-any-return]
-        finally:
-            self.policy.train(training)
+        with evaluating(self.policy), torch.no_grad(), self.policy.as_reference():
+            return self.policy(batch, want).detach()  # type: ignore[no-any-return]
 
 
 class FrozenCopy:

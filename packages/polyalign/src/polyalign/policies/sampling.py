@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from polyalign.policies.base import Batch, Decision, Noised, Rollout, Rollouts, Transition
+from polyalign.policies.base import Batch, Decision, Noised, Rollout, Rollouts, Transition, in_batches
 from polyalign.policies.config import SamplerConfig
 from polyalign.policies.samplers import Step, coefficients, log_density, steps_of, window_of
 from polyalign.policies.transitions import guided, step_mean
@@ -45,16 +45,8 @@ def rollouts_of(
     jobs = _jobs(policy, prompts, samples_per_prompt, seed, config)
     grid = policy.sampling_grid(config.steps)
     steps = steps_of(policy.schedule.prediction, grid, config, window_of(config, grid, seed))
-    training = policy.training
-    policy.eval()
-    rollouts: list[Rollout] = []
-    try:
-        policy.encode_prompts([job.sample for job in jobs])
-        for start in range(0, len(jobs), config.batch_size):
-            rollouts += _drawn(policy, jobs[start : start + config.batch_size], steps, config, seed)
-    finally:
-        policy.train(training)
-    return tuple(rollouts)
+    policy.encode_prompts([job.sample for job in jobs])
+    return in_batches(policy, jobs, config.batch_size, lambda part: _drawn(policy, part, steps, config, seed))
 
 
 def _jobs(
@@ -71,7 +63,9 @@ def _jobs(
     return jobs
 
 
-def _drawn(policy: DenoisingPolicy, jobs: list[_Job], steps: Sequence[Step], config: SamplerConfig, seed: int) -> list[Rollout]:
+def _drawn(
+    policy: DenoisingPolicy, jobs: Sequence[_Job], steps: Sequence[Step], config: SamplerConfig, seed: int
+) -> list[Rollout]:
     device = policy.device
     conditions, blank, guidance = _conditions(policy, [job.sample for job in jobs], config)
     shapes = [policy.latent_shape(job.sample.prompt) for job in jobs]
@@ -104,7 +98,7 @@ def _drawn(policy: DenoisingPolicy, jobs: list[_Job], steps: Sequence[Step], con
     ]
 
 
-def _noised(policy: DenoisingPolicy, rollouts: list[Rollout], jobs: list[_Job], latents: Tensor) -> list[Rollout]:
+def _noised(policy: DenoisingPolicy, rollouts: list[Rollout], jobs: Sequence[_Job], latents: Tensor) -> list[Rollout]:
     """Noise the responses by the policy's own draws, and keep what it predicts there before training changes it."""
     collator = policy.collator
     levels = [[collator.level(job.sample.draw_key, draw) for draw in collator.draws(0)] for job in jobs]

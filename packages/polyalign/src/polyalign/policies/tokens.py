@@ -10,8 +10,7 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +19,7 @@ from torch import Tensor, nn
 
 from polyalign.errors import ConfigError, TrainingError, nearest
 from polyalign.policies import generation
-from polyalign.policies.adapters import adapters_off
-from polyalign.policies.base import Batch, Policy, Rollouts, Scores
+from polyalign.policies.base import Batch, Policy, Rollouts, Scores, evaluating
 from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
 from polyalign.policies.fingerprint import vocabulary_text, weights_fingerprint
@@ -274,9 +272,7 @@ class TokenPolicy(Policy):
     def _split_is_exact(self) -> bool:
         """Compare the split path with the model's own forward on a few tokens. A wrong split would train on wrong scores."""
         probe = self.probe(1)
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             _, expected = self.whole(probe)
             try:
                 found = self.head(self.states(probe))
@@ -284,8 +280,6 @@ class TokenPolicy(Policy):
             except (AttributeError, TypeError, ValueError, RuntimeError) as error:
                 logger.info("%s cannot be split into backbone and head: %s", type(self.model).__name__, error)
                 exact = False
-        finally:
-            self.train(training)
         if not exact:
             logger.warning(
                 "%s: logits are more than a head over the decoder's states; scoring through the model's own forward, "
@@ -297,10 +291,8 @@ class TokenPolicy(Policy):
     @torch.no_grad()
     def _sharing_is_exact(self) -> bool:
         """Score two random responses to one prompt in plain rows and in a shared row; say so once where they differ."""
-        name, training = type(self.model).__name__, self.training
-        config = self.model.config.get_text_config()
+        name, config = type(self.model).__name__, self.model.config.get_text_config()
         odd = sorted(set(getattr(config, "layer_types", None) or ()) - LAYERS_MASKED)
-        self.eval()
         try:
             if odd:
                 raise ValueError(f"it has layers of kind {', '.join(odd)}")
@@ -309,10 +301,11 @@ class TokenPolicy(Policy):
             if config._attn_implementation == "flex_attention" and self.model.device.type == "cpu":
                 raise ValueError("FlexAttention trains on GPUs only")
             probe = self.probe(2)
-            self.shares = False
-            plain = self(probe).log_probs
-            self.shares = True
-            shared = self(probe).log_probs
+            with evaluating(self):
+                self.shares = False
+                plain = self(probe).log_probs
+                self.shares = True
+                shared = self(probe).log_probs
             exact_enough = 2e-4 if self.model.dtype == torch.float32 else 0.1
             difference = float((plain - shared).abs().max())
             if not math.isfinite(difference) or difference > exact_enough:
@@ -325,8 +318,6 @@ class TokenPolicy(Policy):
                 ) from error
             logger.warning("%s: one row per response, since responses cannot share their prompt's row: %s", name, reason)
             return False
-        finally:
-            self.train(training)
         return True
 
     def probe(self, samples: int) -> Batch:
@@ -412,17 +403,8 @@ class TokenPolicy(Policy):
         return self._fingerprint
 
     @property
-    def has_adapters(self) -> bool:
-        return bool(getattr(self.model, "_hf_peft_config_loaded", False))
-
-    @contextmanager
-    def as_reference(self) -> Iterator[None]:
-        if not self.has_adapters:
-            with super().as_reference():
-                yield
-        else:
-            with adapters_off(self.model):
-                yield
+    def adapted(self) -> Any:
+        return self.model if getattr(self.model, "_hf_peft_config_loaded", False) else None
 
     def enable_gradient_checkpointing(self) -> None:
         if not self.model.supports_gradient_checkpointing:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polyalign.errors import TrainingError
 from polyalign.objectives.base import Experience, Objective, Term
-from polyalign.policies.base import Policy, Rollout
+from polyalign.policies.base import Policy, Rollout, evaluating
 from polyalign.policies.reference import Reference
 from polyalign.randomness import keyed_seed
 from polyalign.records.samples import Example, Prompt
@@ -220,10 +220,8 @@ class RolloutSteps:
                 assert self.reference is not None
                 experience = replace(experience, reference_log_probs=self.reference(batch).log_probs.cpu())
             if "values" in wanted:
-                training = self.policy.training
-                self.policy.eval()
-                values = self.policy(batch, frozenset({"values"})).extras["values"].float().cpu()
-                self.policy.train(training)
+                with evaluating(self.policy):
+                    values = self.policy(batch, frozenset({"values"})).extras["values"].float().cpu()
                 experience = replace(experience, old_values=values)
         micro.feedback.experience = experience
 

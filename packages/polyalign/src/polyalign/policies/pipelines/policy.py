@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from polyalign.assets import resolve_model
 from polyalign.errors import ConfigError
-from polyalign.policies.adapters import ADAPTER, adapters_off, add_lora, trainable
-from polyalign.policies.base import Rollout, Rollouts
+from polyalign.policies.adapters import ADAPTER, add_lora, trainable
+from polyalign.policies.base import Rollout, Rollouts, evaluating
+from polyalign.policies.config import decoding_of
 from polyalign.policies.denoising import DenoisingPolicy
 from polyalign.policies.feature_cache import Features
 from polyalign.policies.fingerprint import weights_fingerprint
@@ -99,16 +99,8 @@ class PipelinePolicy(DenoisingPolicy):
         return self.family_of_pipeline.denoise(self.network, noised.to(dtype), timesteps, conditions)
 
     @property
-    def has_adapters(self) -> bool:
-        return self.config.lora is not None
-
-    @contextmanager
-    def as_reference(self) -> Iterator[None]:
-        if not self.has_adapters:
-            with super().as_reference():
-                yield
-        with adapters_off(self.network):
-            yield
+    def adapted(self) -> Any:
+        return self.network if self.config.lora is not None else None
 
     def fingerprint(self) -> str:
         return hash_of(self.base_fingerprint, self.score_description())
@@ -171,7 +163,7 @@ class PipelinePolicy(DenoisingPolicy):
         """Return responses as `outputs_of` makes them. The noise of a response is keyed by (seed, caption, its number under
         that caption), so it does not depend on what else is drawn. ``decoding``: fields of `DecodingConfig`. By default the
         pipeline's own sampler draws; ``sampler`` (fields of `SamplerConfig`) draws rollouts that can be scored again."""
-        settings = decoding_of(decoding)
+        settings = decoding_of(DecodingConfig, decoding)
         if settings.sampler is not None:
             return rollouts_of(self, prompts, samples_per_prompt, seed, settings.sampler)
         captions = [caption_of(prompt) for prompt in prompts for _ in range(samples_per_prompt)]
@@ -180,19 +172,14 @@ class PipelinePolicy(DenoisingPolicy):
         for caption in captions:
             keys.append((seed, "generate", caption, seen[caption]))
             seen[caption] += 1
-        training = self.training
-        self.eval()
-        try:
-            with self.encoders():
-                outputs = [
-                    output
-                    for start in range(0, len(captions), settings.batch_size)
-                    for output in self._draw(
-                        captions[start : start + settings.batch_size], keys[start : start + settings.batch_size], settings
-                    )
-                ]
-        finally:
-            self.train(training)
+        with evaluating(self), self.encoders():
+            outputs = [
+                output
+                for start in range(0, len(captions), settings.batch_size)
+                for output in self._draw(
+                    captions[start : start + settings.batch_size], keys[start : start + settings.batch_size], settings
+                )
+            ]
         used = {**settings.model_dump(), "seed": seed}
         asked = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
         return tuple(Rollout(prompt, output, decoding=used) for prompt, output in zip(asked, outputs, strict=True))
@@ -283,15 +270,6 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _on(value: Tensor | float, device: torch.device) -> Tensor | float:
     return value.to(device) if isinstance(value, Tensor) else value
-
-
-def decoding_of(options: dict[str, Any]) -> DecodingConfig:
-    """Read decoding options. Raises `ConfigError` naming each that is wrong."""
-    try:
-        return DecodingConfig(**options)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"decoding options: {problems}. Known: {', '.join(DecodingConfig.model_fields)}") from error
 
 
 def load_pipeline(config: PipelineConfig, families: Sequence[type[PipelineFamily]], **more: dict[str, Any]) -> Any:
