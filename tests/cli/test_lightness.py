@@ -58,7 +58,7 @@ app(["policies"])
 
 @pytest.mark.parametrize("line", ["--help", "list policies"])
 def test_help_and_lists_cost_little_more_than_their_libraries(line: str) -> None:
-    """At most half more than a bare typer command with one parameter: typer 0.29 imports the greater part of pydantic for the first one.
+    """At most half more than a bare typer command with one parameter, for which typer 0.29 imports the greater part of pydantic.
 
     Processor time, the least of five runs each and taken in turn, so that a busy machine does not decide.
     """

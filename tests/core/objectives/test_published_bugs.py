@@ -1,13 +1,17 @@
 """Bugs of a published all-modality framework, as tests: what each computed wrongly, and that ours does not.
 
-Found by reading align-anything at 3f9decc; letters are those of our notes. Bugs of its collators are tested where collators are
-(`test_completion_mask`, `test_multimodal_masking`), the reward read at padding with the reward models.
+Found by reading align-anything at 3f9decc; letters are those of our notes. Bugs of its collators (a, l) are tested where ours are
+(`test_completion_mask`, `test_multimodal_masking`), the reward read at padding (f) with the features (`test_token_features`), the
+order that never changed (j) with the data (`test_dataset`); h and k are of parts that we do not have.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from toys.gaussian import GaussianPolicy, pair_examples
 from toys.scored import example, feedback_of, pair, scores_of
 
 from polyalign.objectives.advantages import leave_one_out
@@ -15,7 +19,18 @@ from polyalign.objectives.config import KTOConfig, SimPOConfig
 from polyalign.objectives.kto import KTO
 from polyalign.objectives.pairwise import DPO
 from polyalign.objectives.reference_free import SimPO
+from polyalign.objectives.supervised import SFT
 from polyalign.policies.base import Scores
+from polyalign.policies.completion_mask import PromptResponseEncoder
+from polyalign.policies.config import TokensConfig
+from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
+from polyalign.policies.tokens import TokenPolicy
+from polyalign.records.schema import Message, TextPart
+from polyalign.rewards.base import Judged, Reward
+from polyalign.training.batches import collate_examples
+from polyalign.training.config import OnlineConfig
+from polyalign.training.rollouts import Judges
+from polyalign.training.window import WindowLoss
 
 
 def slopes(objective: object, scores: Scores, references: dict[str, Scores], feedback: object) -> torch.Tensor:
@@ -54,6 +69,28 @@ def test_c_kto_makes_undesirable_responses_less_likely() -> None:
     assert desirable < 0 < undesirable
 
 
+def test_d_rewards_see_the_prompt_and_nothing_after_the_end() -> None:
+    """There the reward model got the completion without its prompt, and whatever stood after the end as visible characters."""
+    model = tiny_llama(258, initializer_range=0.2, eos_token_id=256)
+    policy = TokenPolicy(model, PromptResponseEncoder(byte_tokenizer()), TokensConfig(max_length=100, max_response=60))
+    prompts = [(Message(role="user", parts=(TextPart(text=text),)),) for text in ("Why?", "Where did you put it?")]
+    seen: list[Judged] = []
+
+    class Watching(Reward):
+        def score(self, items: Sequence[Judged]) -> list[float]:
+            seen.extend(items)
+            return [0.0] * len(items)
+
+    rollouts = policy.generate(prompts, samples_per_prompt=32, max_new_tokens=40, temperature=2.0)
+    online = OnlineConfig.model_validate({"rewards": [{"name": "watching"}]})
+    Judges(online, {"watching": Watching()}, {}).groups(["a", "b"], rollouts, 32)
+    assert [item.prompt for item in seen] == [prompt for prompt in prompts for _ in range(32)]
+    ids = [rollout.decisions[0].ids.tolist() for rollout in rollouts]  # type: ignore[union-attr]
+    assert any(len(own) < 40 for own in ids)  # some ended, and were padded while others went on
+    words = [policy.tokenizer.decode([token for token in own if token < 256]) for own in ids]
+    assert [item.output for item in seen] == words
+
+
 def test_e_rloo_compares_samples_of_one_prompt_and_not_tokens() -> None:
     """There token rewards were reshaped, so that neighbouring tokens of one response were each other's baseline."""
     rewards, group = torch.tensor([1.0, 0.0, 4.0, 2.0, 0.0, 8.0]), torch.tensor([0, 1, 0, 1, 1, 0])
@@ -68,3 +105,18 @@ def test_g_dpo_compares_with_the_reference_and_scales_by_beta() -> None:
     loss = float(objective(scores, {"reference": reference}, feedback_of(pair()))["preference"].sum)
     assert loss == pytest.approx(float(-torch.nn.functional.logsigmoid(torch.tensor(0.1 * 2.0, dtype=torch.float64))))
     assert loss != pytest.approx(float(objective(scores, {"reference": scores.detach()}, feedback_of(pair()))["preference"].sum))
+
+
+def test_i_only_a_recipe_that_asks_for_bf16_gets_it() -> None:
+    """There the test was on the word "no", which is true, so that every diffusion run was in half precision."""
+    precise, coarse = (trained_in(precision) for precision in ("fp32", "bf16"))
+    assert precise == [torch.float32] and coarse == [torch.bfloat16]
+
+
+def trained_in(precision: str) -> list[torch.dtype]:
+    """Return the types in which a policy's layer answered while its loss was computed."""
+    policy, seen = GaussianPolicy(), list[torch.dtype]()
+    policy.mean.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    micro = collate_examples(pair_examples(2), policy.collator)
+    WindowLoss(policy, None, SFT(), "cpu", precision).train([micro], lambda loss, last: loss.backward())
+    return seen

@@ -125,6 +125,17 @@ def test_a_window_without_start_moves_with_the_seed_over_all_places() -> None:
     assert starts == set(range(6))  # steps 0 to 8 can be stochastic
 
 
+def test_a_window_that_moves_goes_over_all_places_in_turn() -> None:
+    """MixGRPO's progressive window: here a step every second round, over the six places of four steps among nine."""
+    grid = flow_grid(10)
+    config = SamplerConfig(kind="sde", window=WindowConfig(size=4, start=1, every=2))
+    places = []
+    for number in range(14):
+        moved = config.model_copy(update={"window": config.window.at(number)})
+        places.append(window_of(moved, grid, seed=number).start)
+    assert places == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 0, 0, 1, 1]
+
+
 def test_wrong_settings_say_what_is_wrong() -> None:
     grid = flow_grid(10)
     with pytest.raises(ConfigError, match="'sde' is for flow models"):

@@ -23,7 +23,7 @@ from polyalign.policies.base import Actions, Rollout
 from polyalign.policies.reference import FrozenCopy
 from polyalign.rewards.base import Judged, Reward
 from polyalign.training.batches import Steps
-from polyalign.training.config import OnlineConfig, TrainingConfig
+from polyalign.training.config import LagConfig, OnlineConfig, TrainingConfig
 from polyalign.training.online import RolloutSteps
 from polyalign.training.rollouts import Judges, preferences
 from polyalign.training.trainer import Trainer
@@ -66,6 +66,57 @@ def test_a_round_serves_its_steps_and_is_drawn_once() -> None:
     assert len(policy.asked) == 2 * 4 + 2 * 4  # two rounds of two minibatches of four prompts
     ids = [tuple(micro.record_ids for micro in window.micro_batches) for window in windows]
     assert ids[0] == ids[2] != ids[1] == ids[3] != ids[4]
+
+
+def test_a_policy_may_draw_each_round_in_its_own_way() -> None:
+    class Growing(RollingPolicy):
+        def decoding_at(self, decoding: dict[str, Any], round_number: int) -> dict[str, Any]:
+            return decoding | {"longest": 1 + round_number}
+
+    made = steps(PolicyGradient(), Growing(), minibatches=2)
+    assert [made[step].micro_batches[0].batch.mask.shape[-1] for step in range(5)] == [1, 1, 2, 2, 3]
+
+
+def test_weights_that_lag_answer_and_the_others_learn(tmp_path: Path) -> None:
+    """All of the average kept: every round is answered by the starting weights, and only the ratio tells the weights apart. None
+    kept is no lag."""
+    answers: dict[float | None, list[list[float]]] = {}
+    for kept in (1.0, 0.0, None):
+        policy = RollingPolicy()
+        judges = Judges(OnlineConfig.model_validate(ONLINE), {"near": Near()}, {})
+        lag = {} if kept is None else {"lag": {"growth": kept, "most": kept}}
+        asked = recipe(
+            {"steps": 3, "batch_size": 4, "optimizer": {"learning_rate": 0.1}}, ONLINE | {"minibatches": 1, "epochs": 1} | lag
+        )
+        seen: list[list[float]] = []
+
+        def generate(prompts: Any, own: RollingPolicy = policy, seen: list[list[float]] = seen, **options: Any) -> Any:
+            seen.append([float(value) for value in own.mean.weight.flatten()])
+            return RollingPolicy.generate(own, prompts, **options)
+
+        policy.generate = generate  # type: ignore[method-assign]
+        Trainer(
+            asked,
+            policy,
+            online_objective("grpo"),
+            FrozenCopy(policy),
+            ListSource(pair_examples(12)),
+            None,
+            tmp_path / str(kept),
+            judges,
+        ).train()
+        answers[kept] = seen
+        assert seen[-1] != [float(value) for value in policy.mean.weight.flatten()]
+    assert answers[1.0][0] == answers[1.0][1] == answers[1.0][2]
+    assert answers[0.0] == answers[None]
+    assert answers[None][0] != answers[None][1] != answers[None][2]
+
+
+def test_the_share_that_a_lagging_average_keeps_grows_with_the_rounds() -> None:
+    """DiffusionNFT's two schedules: 0.001 a round up to one half, and nothing for 75 rounds, then 0.0075 a round up to 0.999."""
+    slow, late = LagConfig(), LagConfig(growth=0.0075, flat=75, most=0.999)
+    assert [slow.kept(number) for number in (0, 100, 500, 900)] == pytest.approx([0, 0.1, 0.5, 0.5])
+    assert [late.kept(number) for number in (0, 75, 77, 400)] == pytest.approx([0, 0, 0.015, 0.999])
 
 
 def test_a_prompt_that_comes_twice_in_a_round_is_answered_anew() -> None:

@@ -52,9 +52,9 @@ def test_metrics_tell_rewards_lengths_and_how_far_the_policy_went(runs: dict[str
 @pytest.mark.parametrize("objective", ["ppo_max", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_a_run_killed_anywhere_resumes_to_the_same_run(tmp_path: Path, objective: str) -> None:
     """Checkpoints lie between rounds; the kills come within rounds, whose responses are drawn again as they were. PPO-max's
-    moments of all rewards so far, and its count of rounds, come back too."""
+    moments of all rewards so far, and its count of rounds, come back too, and so do the weights that lag behind."""
     training = TRAINING | {"micro_batch_size": 2, "checkpoint": {"every": 4, "keep_last": 3}, "eval_every": None}
-    job = {"training": training, "objective": objective, "online": ONLINE}
+    job = {"training": training, "objective": objective, "online": ONLINE | {"lag": {"growth": 0.6, "most": 0.6}}}
     jobs: dict[str, dict[str, Any]] = {"whole": dict(job)}
     moments = ["forward:11", "forward:27", "write:1"]
     for number, moment in enumerate(moments):

@@ -120,3 +120,17 @@ def test_transitions_train_the_adapters() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert policy(batch).log_probs.mean() > before.mean()
+
+
+def test_a_moving_window_is_elsewhere_in_later_rounds() -> None:
+    """MixGRPO: what is decided, and so scored, moves from the noisy steps to the clean ones."""
+    policy = fixture.policy("flow")
+    decoding = {"sampler": {"kind": "sde", "steps": 5, "window": {"size": 2, "every": 3}}}
+    times = []
+    for number in (0, 2, 3, 6, 9):
+        (rollout, _) = policy.generate(PROMPTS, seed=0, **policy.decoding_at(decoding, number))
+        times.append([decision.t for decision in rollout.decisions])
+    assert all(len(round_) == 2 for round_ in times)
+    assert times[0] == times[1] == times[4]
+    assert times[0][1] == times[2][0] > times[2][1] == times[3][0] > times[3][1]
+    assert policy.decoding_at({"sampler": {"kind": "sde"}}, 7) == {"sampler": {"kind": "sde"}}

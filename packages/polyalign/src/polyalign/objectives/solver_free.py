@@ -46,7 +46,7 @@ class DiffusionNFT(Objective):
     beta is, and whatever c is above |A|.
 
     A is the reward less the mean of the prompt's responses, divided by ``scale``. The old policy is the one of the round's
-    start; the published code lets it lag further behind, as an average. ``kl_weight`` adds ``|p - p_ref|^2``.
+    start, or with ``online.lag``, as published, an average that lags further behind. ``kl_weight`` adds ``|p - p_ref|^2``.
     """
 
     needs = frozenset({"rollouts", "predictions"})

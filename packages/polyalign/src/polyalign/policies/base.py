@@ -220,6 +220,10 @@ class Policy(nn.Module, ABC):
     ) -> Rollouts:
         """Return ``len(prompts) * samples_per_prompt`` rollouts, prompt-major; the same seed gives the same rollouts."""
 
+    def decoding_at(self, decoding: dict[str, Any], round_number: int) -> dict[str, Any]:
+        """Return how a round of an online run, counted from 0, is drawn, given ``online.decoding``. Default: all alike."""
+        return decoding
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) that the model's own library loads: a checkpoint folder, or an adapter file."""

@@ -39,7 +39,16 @@ class WindowConfig(Config):
     """MixGRPO: only a window of the steps is stochastic, and only they are decisions."""
 
     size: int = Field(4, gt=0, description="stochastic steps")
-    start: int | None = Field(None, ge=0, description="the first of them; none: drawn anew for every round of rollouts")
+    start: int | None = Field(None, ge=0, description="the first of them; none: drawn anew for every round, or 0 where it moves")
+    every: int | None = Field(
+        None, gt=0, description="rounds after which it moves on by one step, and from the last place back to the first"
+    )
+
+    def at(self, round_number: int) -> WindowConfig:
+        """Return the window of a round, counted from 0."""
+        if self.every is None:
+            return self
+        return self.model_copy(update={"start": (self.start or 0) + round_number // self.every})
 
 
 class SamplerConfig(Config):

@@ -117,7 +117,8 @@ def _step(kind: Prediction, grid: Grid, index: int, sampler: str, amount: float)
 def window_of(config: SamplerConfig, grid: Grid, seed: int) -> range | None:
     """Return the steps that may be stochastic: all (None), or a window of them (MixGRPO, arXiv 2507.21802).
 
-    Without ``window.start`` it is drawn anew for every seed, uniformly over the places where all of it is stochastic.
+    Without ``window.start`` it is drawn anew for every seed, uniformly over the places where all of it is stochastic. A window
+    that moves comes back to the first place after the last.
     """
     if config.window is None:
         return None
@@ -126,7 +127,9 @@ def window_of(config: SamplerConfig, grid: Grid, seed: int) -> range | None:
         raise ConfigError(f"sampler.window.size={config.window.size}, but only {free} of the steps can be stochastic; lower it")
     places = free - config.window.size + 1
     start = config.window.start
-    if start is None:
+    if config.window.every is not None:
+        start = (start or 0) % places
+    elif start is None:
         start = int(torch.randint(places, (), generator=keyed_generator(seed, "window")))
     elif start >= places:
         raise ConfigError(f"sampler.window.start={start} leaves no {config.window.size} stochastic steps; use 0 to {places - 1}")

@@ -29,6 +29,13 @@ class State:
     optimizer: torch.optim.Optimizer
     average: MovingAverage | None
     progress: dict[str, Any] = field(default_factory=dict)  # step, best value and the like: plain JSON
+    lagging: MovingAverage | None = None  # the weights that answer in an online run, if they are others
+
+    @property
+    def averages(self) -> dict[str, MovingAverage]:
+        """Return the averages that there are, by the name of their file."""
+        named = {"average.safetensors": self.average, "lagging.safetensors": self.lagging}
+        return {name: average for name, average in named.items() if average is not None}
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -54,8 +61,8 @@ def save(state: State, folder: Path, main: bool = True) -> None:
         "objective.safetensors": {name: _whole(value) for name, value in state.objective.state_dict().items()},
         "optimizer.safetensors": _optimizer_tensors(state),
     }
-    if state.average is not None:
-        files["average.safetensors"] = {name: _whole(value) for name, value in state.average.average.items()}
+    for file, average in state.averages.items():
+        files[file] = {name: _whole(value) for name, value in average.average.items()}
     if main:
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -119,9 +126,9 @@ def load(state: State, folder: Path) -> None:
     for name, value in load_file(folder / "policy.safetensors").items():
         _fill(state.policy[name], value)
     state.objective.load_state_dict(load_file(folder / "objective.safetensors"))
-    if state.average is not None:
-        for name, value in load_file(folder / "average.safetensors").items():
-            _fill(state.average.average[name], value)
+    for file, average in state.averages.items():
+        for name, value in load_file(folder / file).items():
+            _fill(average.average[name], value)
     parameters = {f"policy.{name}": parameter for name, parameter in state.policy.items()}
     parameters |= {f"objective.{name}": parameter for name, parameter in state.objective.named_parameters()}
     for name, value in load_file(folder / "optimizer.safetensors").items():

@@ -78,6 +78,18 @@ class OverlongConfig(Config):
     penalty: float = Field(1.0, gt=0, description="taken off the reward of a response that is cut off at the limit")
 
 
+class LagConfig(Config):
+    """The weights that answer lag behind those that learn, as an average of them that is renewed before every round."""
+
+    growth: float = Field(1e-3, ge=0, description="the share of itself that the average keeps grows by this with every round")
+    flat: int = Field(0, ge=0, description="rounds before it grows; until then the latest weights answer")
+    most: float = Field(0.5, ge=0, le=1, description="it stays at this share")
+
+    def kept(self, round_number: int) -> float:
+        """Return the share that the average keeps before a round, counted from 0."""
+        return min(self.most, self.growth * max(0, round_number - self.flat))
+
+
 class OnlineConfig(Config):
     """The policy answers prompts itself, and rewards judge the answers. ``training.batch_size`` counts prompts per step."""
 
@@ -95,6 +107,7 @@ class OnlineConfig(Config):
         "best_worst", description="which responses of a group are compared as preferences"
     )
     overlong: OverlongConfig | None = None
+    lag: LagConfig | None = Field(None, description="an average of past weights answers (DiffusionNFT); none: the latest do")
     demonstrations: tuple[SourceConfig, ...] = Field((), description="data whose responses every step imitates too (sft view)")
     demonstrations_per_step: int = Field(8, gt=0)
 

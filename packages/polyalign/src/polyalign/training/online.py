@@ -1,7 +1,8 @@
 """Windows of an online run: the policy answers prompts, rewards judge, and the objective says what was better than expected.
 
-Round r is a pure function of (data, seed, r, weights at its start): every prompt has its place in the stream and its own key
-for the draws, so neither resuming between rounds nor the number of processes or micro-batches changes what is generated.
+Round r is a pure function of (data, seed, r, weights at its start, and with ``online.lag`` their average): every prompt has its
+place in the stream and its own key for the draws, so neither resuming between rounds nor the number of processes or micro-batches
+changes what is generated.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from polyalign.randomness import keyed_seed
 from polyalign.records.samples import Example, Prompt
 from polyalign.training.batches import ExampleSource, MicroBatch, Steps, Window
 from polyalign.training.config import OnlineConfig, TrainingConfig
+from polyalign.training.optimizer import MovingAverage
 from polyalign.training.rollouts import Group, Judges, collate_groups
 from polyalign.training.window import Totals, largest, total
 
@@ -40,7 +43,8 @@ class RolloutSteps:
     """Maps a step number to its `Window` of rollouts, made when it is asked for: the weights of that moment answer.
 
     A round serves ``online.minibatches * online.epochs`` steps. ``prompts``: examples of the prompts view. ``demonstrations``:
-    windows of responses to imitate, whose micro-batches (without experience) join each step's.
+    windows of responses to imitate, whose micro-batches (without experience) join each step's. ``lagging``: the average that
+    answers with ``online.lag``; evaluation is by the latest weights.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class RolloutSteps:
         demonstrations: Steps | None = None,
         rank: int = 0,
         processes: int = 1,
+        lagging: MovingAverage | None = None,
     ) -> None:
         if config.batch_size % processes:
             raise TrainingError(
@@ -64,7 +69,7 @@ class RolloutSteps:
             raise TrainingError("the training data gives no prompts; check data.train and data.tags")
         self.prompts, self.policy, self.objective, self.reference, self.judges = prompts, policy, objective, reference, judges
         self.online, self.config, self.demonstrations = online, config, demonstrations
-        self.rank, self.processes = rank, processes
+        self.rank, self.processes, self.lagging = rank, processes, lagging
         self._round: Round | None = None
 
     def loader(self, first_step: int, last_step: int, workers: int, prefetch: int) -> Iterator[Window]:
@@ -85,11 +90,12 @@ class RolloutSteps:
         """Return the mean rewards of one response to each of the first held-out prompts, by keys that never change."""
         count = min(len(held_out), self.config.eval_batches * (self.config.micro_batch_size or self.config.batch_size))
         examples = [held_out[index] for index in range(self.rank, count, self.processes)]
-        groups = self._answered(examples, [0] * len(examples), keyed_seed(self.config.seed, "evaluate"), 1)
+        groups = self._answered(examples, [0] * len(examples), keyed_seed(self.config.seed, "evaluate"), 1, self.online.decoding)
         return _reported(groups)
 
     def _rolled_out(self, number: int) -> Round:
-        groups = self._groups(number)
+        with self._answering(number):
+            groups = self._groups(number)
         if self.objective.appraises_with is None and self.online.pairs == "best_worst":
             kept = [group.extremes() for group in groups]  # the others stand in no preference
         else:
@@ -109,9 +115,17 @@ class RolloutSteps:
 
     # answering
 
+    def _answering(self, number: int) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the weights that answer a round are in place."""
+        if self.lagging is None or self.online.lag is None:
+            return contextlib.nullcontext()
+        self.lagging.update(self.online.lag.kept(number))
+        return self.lagging.in_place()
+
     def _groups(self, number: int) -> list[Group]:
         """Answer this process's prompts of a round; with ``resample`` flat groups make way for the answers to other prompts."""
         groups: dict[int, Group] = {}
+        decoding = self.policy.decoding_at(self.online.decoding, number)
         for attempt in range(self.online.resample + 1):
             places = [place for place in self._own() if place not in groups or groups[place].flat]
             if not places:
@@ -123,6 +137,7 @@ class RolloutSteps:
                 [repeats[place] for place in places],
                 seed,
                 self.online.samples_per_prompt,
+                decoding,
             )
             groups |= dict(zip(places, answered, strict=True))
         return [groups[place] for place in self._own()]
@@ -153,7 +168,9 @@ class RolloutSteps:
             seen[prompt] += 1
         return examples, repeats
 
-    def _answered(self, examples: Sequence[Example], repeats: Sequence[int], seed: int, each: int) -> list[Group]:
+    def _answered(
+        self, examples: Sequence[Example], repeats: Sequence[int], seed: int, each: int, decoding: dict[str, Any]
+    ) -> list[Group]:
         """Generate and judge ``each`` responses per example. A prompt that is there twice gets other draws the second time."""
         rollouts: list[tuple[Rollout, ...]] = [()] * len(examples)
         for repeat in sorted(set(repeats)):
@@ -161,9 +178,7 @@ class RolloutSteps:
             firsts = [examples[at].samples[0] for at in chosen]
             prompts = [Prompt.of(first.prompt, first.media, first.conditions) for first in firsts]
             with self._precision():
-                made = self.policy.generate(
-                    prompts, samples_per_prompt=each, seed=keyed_seed(seed, repeat), **self.online.decoding
-                )
+                made = self.policy.generate(prompts, samples_per_prompt=each, seed=keyed_seed(seed, repeat), **decoding)
             for row, at in enumerate(chosen):
                 rollouts[at] = made[row * each : (row + 1) * each]
         flat = [rollout for group in rollouts for rollout in group]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,11 @@ class MovingAverage:
         self.average = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, decay: float | None = None) -> None:
+        """Keep ``decay`` of the average (none: its own) and take the rest from the live weights."""
+        decay = self.decay if decay is None else decay
         for name, parameter in self.parameters.items():
-            self.average[name].lerp_(parameter.detach().float(), 1.0 - self.decay)
+            self.average[name].lerp_(parameter.detach().float(), 1.0 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -63,3 +66,12 @@ class MovingAverage:
             live: Tensor = parameter.detach().clone()
             parameter.copy_(self.average[name].to(parameter.dtype))
             self.average[name] = live.float()
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Have the average as the live weights inside."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()

@@ -93,9 +93,9 @@ class Trainer:
         scaled += [(parameter, heads.get(name, 1.0)) for name, parameter in objective.named_parameters()]
         self.optimizer = build_optimizer(scaled, self.config.optimizer)
         average = MovingAverage(parameters, self.config.ema) if self.config.ema else None
-        self.state = checkpoint.State(
-            parameters, objective, self.optimizer, average, {"step": 0, "best": None, "best_step": None}
-        )
+        lagging = MovingAverage(parameters, 0.0) if recipe.online and recipe.online.lag else None
+        progress = {"step": 0, "best": None, "best_step": None}
+        self.state = checkpoint.State(parameters, objective, self.optimizer, average, progress, lagging)
 
         self.rollouts = self._rollouts(data, judges, demonstrations)
         self.steps = self.rollouts or (self._refreshed(answers) if answers else self._over(data))
@@ -229,6 +229,7 @@ class Trainer:
             shown,
             self.rank,
             self.processes,
+            self.state.lagging,
         )
 
     def _wrap(self, policy: Policy) -> Any:

@@ -157,6 +157,13 @@ class PipelinePolicy(DenoisingPolicy):
     # drawing
 
     @torch.no_grad()
+    def decoding_at(self, decoding: dict[str, Any], round_number: int) -> dict[str, Any]:
+        """Return the options with the sampler's window where the round has it."""
+        sampler = decoding_of(DecodingConfig, decoding).sampler
+        if sampler is None or sampler.window is None:
+            return decoding
+        return {**decoding, "sampler": sampler.model_copy(update={"window": sampler.window.at(round_number)})}
+
     def generate(
         self, prompts: Sequence[tuple[Message, ...]], *, samples_per_prompt: int = 1, seed: int = 0, **decoding: Any
     ) -> Rollouts:
