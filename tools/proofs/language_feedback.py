@@ -75,22 +75,10 @@ def records(held_out: bool, each: int) -> Iterator[Any]:
 
 def untaught(folder: Path) -> Path:
     """Write a model that knows no word yet, and a tokenizer of whole words, as a folder that transformers loads."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from polyalign.policies.tiny_language import tiny_llama, word_tokenizer
 
-    from polyalign.policies.tiny_language import tiny_llama
-
-    words = ["<pad>", "<end>", "<answer>", "name", "the", "please", *STYLES, *COLOURS, *ANIMALS]
-    backend = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<end>", pad_token="<pad>", additional_special_tokens=["<answer>"]
-    )
-    tokenizer.chat_template = (
-        "{% for message in messages %}{% if message['role'] == 'assistant' %}<answer> {% endif %}{{ message['content'] }}"
-        "{% if message['role'] == 'assistant' %} <end>{% endif %} {% endfor %}{% if add_generation_prompt %}<answer> {% endif %}"
-    )
-    tiny_llama(len(words), layers=2, hidden=64, eos_token_id=1, pad_token_id=0).save_pretrained(folder)
+    tokenizer = word_tokenizer(["name", "the", "please", *STYLES, *COLOURS, *ANIMALS])
+    tiny_llama(len(tokenizer), layers=2, hidden=64, eos_token_id=1, pad_token_id=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

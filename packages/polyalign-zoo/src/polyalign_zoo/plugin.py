@@ -12,6 +12,12 @@ from polyalign.plugins.specs import DatasetSpec, ModelSpec
 def polyalign_models() -> Iterable[ModelSpec]:
     return [
         ModelSpec(
+            name="tiny-any",
+            summary="Llama of transformers' layout with codes of media: words, emoji and spoken words into each other",
+            target="polyalign_zoo.shipped:tiny_any",
+            licence="Apache-2.0",
+        ),
+        ModelSpec(
             name="tiny-clip",
             summary="CLIP of open_clip's layout, trained on emoji in two drawing styles and their captions",
             target="polyalign_zoo.shipped:tiny_clip",
@@ -27,6 +33,12 @@ def polyalign_models() -> Iterable[ModelSpec]:
             name="tiny-sd",
             summary="text-to-image pipeline of diffusers' layout, trained on emoji in two drawing styles mixed",
             target="polyalign_zoo.shipped:tiny_sd",
+            licence="Apache-2.0",
+        ),
+        ModelSpec(
+            name="tiny-t2v",
+            summary="text-to-video pipeline of CogVideoX's layout that moves coloured shapes, trained on clips made by a program",
+            target="polyalign_zoo.shipped:tiny_t2v",
             licence="Apache-2.0",
         ),
         ModelSpec(

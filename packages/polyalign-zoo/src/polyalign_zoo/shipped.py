@@ -7,6 +7,10 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 
 
+def tiny_any() -> Path:
+    return _HERE / "models" / "tiny-any"
+
+
 def tiny_clip() -> Path:
     return _HERE / "models" / "tiny-clip"
 
@@ -17,6 +21,10 @@ def tiny_musicgen() -> Path:
 
 def tiny_sd() -> Path:
     return _HERE / "models" / "tiny-sd"
+
+
+def tiny_t2v() -> Path:
+    return _HERE / "models" / "tiny-t2v"
 
 
 def tiny_vlm() -> Path:

@@ -53,6 +53,16 @@ def polyalign_recipes() -> Iterable[RecipeSpec]:
             target="polyalign_text:recipes/grpo-smollm2.yaml",
         ),
         RecipeSpec(
+            name="text/best-of-n-smollm2",
+            summary="best of n on instructions that a rule checks, with the real SmolLM2-135M, LoRA",
+            target="polyalign_text:recipes/best-of-n-smollm2.yaml",
+        ),
+        RecipeSpec(
+            name="text/iterative-dpo-smollm2",
+            summary="iterative DPO on instructions that a rule checks, with the real SmolLM2-135M, LoRA",
+            target="polyalign_text:recipes/iterative-dpo-smollm2.yaml",
+        ),
+        RecipeSpec(
             name="text/rloo-smollm2",
             summary="RLOO on instructions that a rule checks, with the real SmolLM2-135M, LoRA",
             target="polyalign_text:recipes/rloo-smollm2.yaml",

@@ -32,12 +32,13 @@ class BCO(DPO):
 
     scope: Scope = "batch"
     statistic_names: tuple[str, ...] = ("reward", "compared")
+    Config = BCOPairConfig
     config: BCOPairConfig
     baseline: Tensor
     windows: Tensor
 
     def __init__(self, config: BCOPairConfig | None = None) -> None:
-        super().__init__(config or BCOPairConfig())
+        super().__init__(config)
         self.register_buffer("baseline", torch.zeros(()))
         self.register_buffer("windows", torch.zeros((), dtype=torch.long))
         if self.config.baseline == "none":

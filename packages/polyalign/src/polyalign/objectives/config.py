@@ -28,6 +28,11 @@ class ObjectiveConfig(Config):
         "response each get their own beta: beta * factor; kinds not named keep 1",
     )
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What these options need of the data, besides what the objective always does."""
+        return frozenset()
+
 
 class SFTConfig(ObjectiveConfig):
     """Supervised fine-tuning has nothing else to set."""

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyalign.objectives.base import FeedbackTensors, Objective, Term
+from polyalign.objectives.base import FeedbackTensors, Term
 from polyalign.objectives.config import CPLConfig, CPLKLConfig
-from polyalign.objectives.margins import edge_term, rows, scale_per_kind
+from polyalign.objectives.margins import Configured, edge_term, rows
 from polyalign.policies.base import Scores
 
 
-class CPL(Objective):
+class CPL(Configured[CPLConfig]):
     """Contrastive Preference Learning (Hejna et al. 2023, arXiv 2310.13639, eq. 5, and eq. 8 with its bias).
 
     ``-log sigma(A(better) - bias * A(worse) - margin)``, where ``A = alpha * sum over t of discount^t log pi(a_t | s_t)`` is the
@@ -32,13 +32,12 @@ class CPL(Objective):
     """
 
     needs = frozenset({"edges"})
+    Config = CPLConfig
 
     def __init__(self, config: CPLConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or CPLConfig()
+        super().__init__(config)
         self.against_reference = isinstance(self.config, CPLKLConfig)
-        self.needs = self.needs | self.config.needs | ({"reference"} if self.against_reference else set())
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+        self.needs = self.needs | ({"reference"} if self.against_reference else set())
         self.value_at_reference = math.log(2) if self.against_reference else None
 
     def forward(

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyalign.objectives.base import FeedbackTensors, Objective, Scope, Term
+from polyalign.objectives.base import FeedbackTensors, Scope, Term
 from polyalign.objectives.d2o_config import D2OConfig
-from polyalign.objectives.margins import log_ratios, over_draws, real_draws, rows, scale_per_kind
+from polyalign.objectives.margins import Configured, log_ratios, over_draws, real_draws, rows
 from polyalign.policies.base import Scores
 
 
-class D2O(Objective):
+class D2O(Configured[D2OConfig]):
     """Distributional Dispreference Optimization (Duan et al. 2024, "Negating Negatives", arXiv 2403.03419).
 
     A dispreferred response y_l and K answers y_1 .. y_K that the policy gave itself cost
@@ -42,11 +42,7 @@ class D2O(Objective):
     further_references = frozenset({"helpful"})
     scope: Scope = "group"
     value_at_reference = math.log(2)
-
-    def __init__(self, config: D2OConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or D2OConfig()
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+    Config = D2OConfig
 
     def forward(
         self,

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor
 
-from polyalign.objectives.base import Edges, FeedbackTensors, Objective, Term
+from polyalign.objectives.base import Edges, FeedbackTensors, Term
 from polyalign.objectives.denoising_config import DSPOConfig, MaPOConfig, TDPOConfig
-from polyalign.objectives.margins import columns, edge_term, log_ratios, margins, rows, scale_per_kind
+from polyalign.objectives.margins import Configured, columns, edge_term, log_ratios, margins, rows
 from polyalign.objectives.pairwise import DPO
 from polyalign.objectives.supervised import negative_log_likelihood, wins
 from polyalign.policies.base import Scores
 
 
-class MaPO(Objective):
+class MaPO(Configured[MaPOConfig]):
     """Margin-aware Preference Optimization (Hong et al. 2024, arXiv 2406.06424): no reference model.
 
     ``mean e(better) - beta * log sigma(steps * (s(e(better)) - s(e(worse))) - margin)`` with the error e of a draw and
@@ -32,12 +32,7 @@ class MaPO(Objective):
     """
 
     needs = frozenset({"edges"})
-
-    def __init__(self, config: MaPOConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or MaPOConfig()
-        self.needs = self.needs | self.config.needs
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+    Config = MaPOConfig
 
     def forward(
         self,
@@ -57,7 +52,7 @@ class MaPO(Objective):
         }
 
 
-class DSPO(Objective):
+class DSPO(Configured[DSPOConfig]):
     """Direct Score Preference Optimization (Zhu et al., ICLR 2025): score matching toward the preferred distribution.
 
     ``mean over latent dimensions of ((p - target) - beta * sigma(-z) * (p - p_ref))^2`` on the better response, p and p_ref
@@ -76,12 +71,7 @@ class DSPO(Objective):
 
     needs = frozenset({"reference", "edges", "predictions"})
     wants = reference_wants = frozenset({"predictions"})
-
-    def __init__(self, config: DSPOConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or DSPOConfig()
-        self.needs = self.needs | self.config.needs
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+    Config = DSPOConfig
 
     def forward(
         self,

@@ -66,10 +66,8 @@ class DenseDPO(DPO):
     """
 
     needs = frozenset({"reference", "edges", "segments"})
+    Config = DenseDPOConfig
     config: DenseDPOConfig
-
-    def __init__(self, config: DenseDPOConfig | None = None) -> None:
-        super().__init__(config or DenseDPOConfig())
 
     def forward(
         self,
@@ -121,10 +119,8 @@ class SegmentDPO(DPO):
     """
 
     needs = frozenset({"reference", "edges", "segments"})
+    Config = SegmentDPOConfig
     config: SegmentDPOConfig
-
-    def __init__(self, config: SegmentDPOConfig | None = None) -> None:
-        super().__init__(config or SegmentDPOConfig())
 
     def forward(
         self,

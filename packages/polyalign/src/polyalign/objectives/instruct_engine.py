@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyalign.objectives.base import Edges, FeedbackTensors, Objective, Term
+from polyalign.objectives.base import Edges, FeedbackTensors, Term
 from polyalign.objectives.config import InstructEngineConfig
-from polyalign.objectives.margins import columns, edge_losses, log_ratios, margins, rows, scale_per_kind
+from polyalign.objectives.margins import Configured, columns, edge_losses, log_ratios, margins, rows
 from polyalign.policies.base import Scores
 
 
-class InstructEngine(Objective):
+class InstructEngine(Configured[InstructEngineConfig]):
     """Cross-validation alignment on a grid (arXiv 2504.10329, eq. 8).
 
     With ``X[i][j] = log pi(y_j | x_i) - log pi_ref(y_j | x_i)`` a grid costs
@@ -36,12 +36,10 @@ class InstructEngine(Objective):
 
     needs = frozenset({"reference", "edges", "grid"})
     scope = "group"
+    Config = InstructEngineConfig
 
     def __init__(self, config: InstructEngineConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or InstructEngineConfig()
-        self.needs = self.needs | self.config.needs
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+        super().__init__(config)
         terms_per_grid = 2 if self.config.terms == "sum" else 1
         self.value_at_reference = terms_per_grid * math.log(2) * (1 + self.config.column_weight)
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyalign.objectives.base import MISMATCH, RESPONSE, FeedbackTensors, Objective, Scope, Term, averaged
+from polyalign.objectives.base import MISMATCH, RESPONSE, FeedbackTensors, Scope, Term, averaged
 from polyalign.objectives.config import KTOConfig
-from polyalign.objectives.margins import log_ratios, over_draws, real_draws, scale_per_kind
+from polyalign.objectives.margins import Configured, log_ratios, over_draws, real_draws
 from polyalign.policies.base import Scores
 
 
-class KTO(Objective):
+class KTO(Configured[KTOConfig]):
     """Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7).
 
     With ``X = log pi - log pi_ref`` summed over decisions, a sample costs
@@ -43,11 +43,10 @@ class KTO(Objective):
     needs = frozenset({"reference", "labels"})
     scope: Scope = "batch"
     statistic_names: tuple[str, ...] = ("mismatched", "labelled", "mismatched_share")
+    Config = KTOConfig
 
     def __init__(self, config: KTOConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or KTOConfig()
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+        super().__init__(config)
         if self.config.kl == "mismatch":
             self.needs = self.needs | {"mismatch"}
         same = self.config.desirable_weight == self.config.undesirable_weight

@@ -13,7 +13,7 @@ from torch import LongTensor, Tensor
 from polyalign.errors import TrainingError
 from polyalign.objectives.base import FeedbackTensors, Objective, Rankings, Term
 from polyalign.objectives.listwise_config import PlackettLuceConfig, PROConfig
-from polyalign.objectives.margins import over_draws, real_draws, scale_per_kind
+from polyalign.objectives.margins import Configured, over_draws, real_draws
 from polyalign.objectives.pairwise import DPO
 from polyalign.objectives.ratings import by_aspect, weighted_mean
 from polyalign.policies.base import Scores
@@ -73,7 +73,7 @@ class PlackettLuce(Objective):
         return {"preference": list_term(losses, scores, lists)}
 
 
-class PRO(Objective):
+class PRO(Configured[PROConfig]):
     """Preference Ranking Optimization (Song et al. 2023, arXiv 2306.17492): no reference model.
 
     With s the mean log-probability per decision, a ranking of n costs, for each response k against the strictly worse ones i,
@@ -91,11 +91,7 @@ class PRO(Objective):
     """
 
     needs = frozenset({"rankings"})
-
-    def __init__(self, config: PROConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or PROConfig()
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+    Config = PROConfig
 
     def forward(
         self,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from polyalign.objectives.base import Edges, FeedbackTensors, Term
-from polyalign.objectives.config import EdgeConfig, KindName
+from polyalign.objectives.base import Edges, FeedbackTensors, Objective, Term
+from polyalign.objectives.config import EdgeConfig, KindName, ObjectiveConfig
 from polyalign.objectives.ratings import refined
 from polyalign.policies.base import Kind, Scores
 
@@ -16,6 +17,21 @@ from polyalign.policies.base import Kind, Scores
 def scale_per_kind(kind_scale: Mapping[KindName, float]) -> dict[Kind, float]:
     """Return the configuration's ``kind_scale`` keyed by `Kind`, as `Scores.reduced` takes it."""
     return {Kind[name.upper()]: factor for name, factor in kind_scale.items()}
+
+
+Settings = TypeVar("Settings", bound=ObjectiveConfig)
+
+
+class Configured(Objective, Generic[Settings]):
+    """An objective with settings of class ``Config``, at their defaults unless given; they may add to its needs."""
+
+    Config: ClassVar[type[Any]]
+
+    def __init__(self, config: Settings | None = None) -> None:
+        super().__init__()
+        self.config: Settings = self.Config() if config is None else config
+        self.needs = self.needs | self.config.needs
+        self.kind_scale = scale_per_kind(self.config.kind_scale)
 
 
 def log_ratios(

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyalign.objectives.base import FeedbackTensors, Objective, Term
+from polyalign.objectives.base import FeedbackTensors, Term
 from polyalign.objectives.config import ORPOConfig
-from polyalign.objectives.margins import edge_term, margins, rows, scale_per_kind
+from polyalign.objectives.margins import Configured, edge_term, margins, rows
 from polyalign.objectives.supervised import negative_log_likelihood, wins
 from polyalign.policies.base import Scores
 
 
-class ORPO(Objective):
+class ORPO(Configured[ORPOConfig]):
     """Odds Ratio Preference Optimization (Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7): no reference model.
 
     ``NLL(better) + lambda * -log sigma(log odds(better) - log odds(worse) - margin)`` with ``odds = p / (1 - p)`` and
@@ -32,12 +32,7 @@ class ORPO(Objective):
     """
 
     needs = frozenset({"edges"})
-
-    def __init__(self, config: ORPOConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or ORPOConfig()
-        self.needs = self.needs | self.config.needs
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+    Config = ORPOConfig
 
     def forward(
         self,

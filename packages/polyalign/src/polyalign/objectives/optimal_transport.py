@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyalign.objectives.base import FeedbackTensors, Objective, Term, averaged
+from polyalign.objectives.base import FeedbackTensors, Term, averaged
 from polyalign.objectives.config import AOTConfig
 from polyalign.objectives.links import smoothed_sigmoid
-from polyalign.objectives.margins import log_ratios, margins, real_draws, rows, scale_per_kind, sides
+from polyalign.objectives.margins import Configured, log_ratios, margins, real_draws, rows, sides
 from polyalign.policies.base import Scores
 
 
-class AOT(Objective):
+class AOT(Configured[AOTConfig]):
     """Alignment via Optimal Transport (Melnyk et al. 2024, arXiv 2406.05882), on pairs or unpaired.
 
     Two lists of numbers over the step's row edges are sorted, and the k-th smallest of the first is asked to exceed the k-th
@@ -41,12 +41,10 @@ class AOT(Objective):
     needs = frozenset({"reference", "edges"})
     scope = "batch"
     statistic_names = ("values",)
+    Config = AOTConfig
 
     def __init__(self, config: AOTConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or AOTConfig()
-        self.needs = self.needs | self.config.needs
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+        super().__init__(config)
         self.value_at_reference = math.log(2)
 
     def forward(

@@ -7,19 +7,20 @@ half of it is taken off the better reward and half added to the worse one, after
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from polyalign.objectives.base import Edges, FeedbackTensors, Objective, Term
+from polyalign.objectives.base import Edges, FeedbackTensors, Term
 from polyalign.objectives.config import DPOConfig, MarginConfig, PairwiseConfig
 from polyalign.objectives.divergences import implicit_reward
 from polyalign.objectives.links import LINKS
-from polyalign.objectives.margins import edge_term, lengths, log_ratios, rows, scale_per_kind, sides
+from polyalign.objectives.margins import Configured, edge_term, lengths, log_ratios, rows, sides
 from polyalign.policies.base import Scores
 
 
-class DPO(Objective):
+class DPO(Configured[PairwiseConfig]):
     """Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290, eq. 7) and its relatives; only row edges count.
 
     With ``X = log pi - log pi_ref`` summed over decisions, ``g`` the reward of the divergence (g(X) = X unless set, see
@@ -59,12 +60,10 @@ class DPO(Objective):
     """
 
     needs = frozenset({"reference", "edges"})
+    Config: ClassVar[type[PairwiseConfig]] = DPOConfig
 
     def __init__(self, config: PairwiseConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or DPOConfig()
-        self.needs = self.needs | self.config.needs
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+        super().__init__(config)
         nothing = torch.zeros((), dtype=torch.float64)
         self.value_at_reference = self.link(nothing, nothing).item()
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyalign.objectives.base import FeedbackTensors, Objective, Term
+from polyalign.objectives.base import FeedbackTensors, Term
 from polyalign.objectives.config import AlphaPOConfig, CPOConfig, SimPOConfig
 from polyalign.objectives.divergences import power
-from polyalign.objectives.margins import edge_term, log_ratios, margins, rows, scale_per_kind
+from polyalign.objectives.margins import Configured, edge_term, log_ratios, margins, rows
 from polyalign.objectives.supervised import negative_log_likelihood, wins
 from polyalign.policies.base import Scores
 
 
-class SimPO(Objective):
+class SimPO(Configured[SimPOConfig]):
     """Simple Preference Optimization (Meng et al. 2024, arXiv 2405.14734, eq. 6), and AlphaPO (arXiv 2501.03884).
 
     ``-log sigma(beta * (r(better) - r(worse)) - gamma - margin)``; with ``log p`` the mean log-probability over a response's
@@ -31,12 +31,10 @@ class SimPO(Objective):
     """
 
     needs = frozenset({"edges"})
+    Config = SimPOConfig
 
     def __init__(self, config: SimPOConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or SimPOConfig()
-        self.needs = self.needs | self.config.needs
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+        super().__init__(config)
         self.alpha = self.config.alpha if isinstance(self.config, AlphaPOConfig) else 0.0
 
     def forward(
@@ -53,7 +51,7 @@ class SimPO(Objective):
         return {"preference": edge_term(-F.logsigmoid(scaled), scores, edges)}
 
 
-class CPO(Objective):
+class CPO(Configured[CPOConfig]):
     """Contrastive Preference Optimization (Xu et al. 2024, arXiv 2401.08417, eq. 3).
 
     ``-log sigma(beta * (log pi(better) - log pi(worse)) - margin) + nll_weight * NLL(better)``, log-probabilities summed over
@@ -67,12 +65,7 @@ class CPO(Objective):
     """
 
     needs = frozenset({"edges"})
-
-    def __init__(self, config: CPOConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or CPOConfig()
-        self.needs = self.needs | self.config.needs
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+    Config = CPOConfig
 
     def forward(
         self,

@@ -31,10 +31,11 @@ class WPO(DPO):
     probability; a density of continuous actions is one per unit of volume. Neither is supported.
     """
 
+    Config = WPOConfig
     config: WPOConfig
 
     def __init__(self, config: WPOConfig | None = None) -> None:
-        super().__init__(config or WPOConfig())
+        super().__init__(config)
         self.value_at_reference = None
         if self.config.alignment == "sampled":
             self.wants = frozenset({"log_sum_squares"})
@@ -75,10 +76,8 @@ class LDDPO(DPO):
     whose loss at the reference then is not ln 2. Denoising: a draw is one decision, and this is DPO.
     """
 
+    Config = LDDPOConfig
     config: LDDPOConfig
-
-    def __init__(self, config: LDDPOConfig | None = None) -> None:
-        super().__init__(config or LDDPOConfig())
 
     def rewards(self, scores: Scores, reference: Scores, edges: Edges) -> tuple[Tensor, Tensor]:
         place = scores.mask.cumsum(-1)  # [N, D, T], counting from 1
@@ -103,10 +102,8 @@ class MMDPO(DPO):
     this by one beta for the whole batch, from the batch's own implicit rewards; that one is not here. At the reference: ln 2.
     """
 
+    Config = MMDPOConfig
     config: MMDPOConfig
-
-    def __init__(self, config: MMDPOConfig | None = None) -> None:
-        super().__init__(config or MMDPOConfig())
 
     def rewards(self, scores: Scores, reference: Scores, edges: Edges) -> tuple[Tensor, Tensor]:
         scaled = self.scaled_rewards(scores, reference)  # [N, D]

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from polyalign.objectives.base import RESPONSE, FeedbackTensors, Objective, Term
+from polyalign.objectives.base import RESPONSE, FeedbackTensors, Term
 from polyalign.objectives.denoising_config import RWRConfig
-from polyalign.objectives.margins import scale_per_kind
+from polyalign.objectives.margins import Configured
 from polyalign.objectives.ratings import aspect_factors, by_aspect, weighted_mean
 from polyalign.objectives.supervised import negative_log_likelihood
 from polyalign.policies.base import Scores
 
 
-class RWR(Objective):
+class RWR(Configured[RWRConfig]):
     """Reward-weighted regression (Peters & Schaal 2007; on flow models Flow-RWR, Liu et al. 2025, arXiv 2501.13918).
 
     ``sum of w(r) * -log pi(y_t) / sum of w(r)`` over the decisions of all rated responses: the best policy under a KL
@@ -31,11 +31,7 @@ class RWR(Objective):
     """
 
     needs = frozenset({"ratings"})
-
-    def __init__(self, config: RWRConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or RWRConfig()
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+    Config = RWRConfig
 
     def forward(
         self,

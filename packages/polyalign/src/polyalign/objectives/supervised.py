@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from polyalign.objectives.base import RESPONSE, Edges, FeedbackTensors, Objective, Term
+from polyalign.objectives.base import RESPONSE, Edges, FeedbackTensors, Term
 from polyalign.objectives.config import SFTConfig
-from polyalign.objectives.margins import rows, scale_per_kind
+from polyalign.objectives.margins import Configured, rows
 from polyalign.policies.base import Kind, Scores
 
 
-class SFT(Objective):
+class SFT(Configured[SFTConfig]):
     """Mean negative log-probability per decision, over all decisions of the responses worth imitating.
 
     Those are all responses of the step that no row edge calls worse and no label undesirable, so that the objective means
@@ -25,10 +25,7 @@ class SFT(Objective):
     usual mean squared error. There is no fixed value at the reference.
     """
 
-    def __init__(self, config: SFTConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or SFTConfig()
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+    Config = SFTConfig
 
     def forward(
         self,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from polyalign.objectives.base import RESPONSE, FeedbackTensors, Objective, Scope, Term
+from polyalign.objectives.base import RESPONSE, FeedbackTensors, Scope, Term
 from polyalign.objectives.kto import KTO
-from polyalign.objectives.margins import scale_per_kind
+from polyalign.objectives.margins import Configured
 from polyalign.objectives.odds_ratio import log1mexp
 from polyalign.objectives.unpaired_config import APOZeroUnpairedConfig, UnlikelihoodConfig
 from polyalign.policies.base import Scores
@@ -39,7 +39,7 @@ class APOZeroUnpaired(KTO):
         return {}
 
 
-class Unlikelihood(Objective):
+class Unlikelihood(Configured[UnlikelihoodConfig]):
     """Unlikelihood training (Welleck et al. 2019, arXiv 1908.04319, eq. 5 with every token of a bad response as candidate).
 
     ``-log(1 - p)`` of each decision of the undesirable responses (label -1), averaged over those decisions; responses with
@@ -56,11 +56,7 @@ class Unlikelihood(Objective):
     """
 
     needs = frozenset({"labels"})
-
-    def __init__(self, config: UnlikelihoodConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or UnlikelihoodConfig()
-        self.kind_scale = scale_per_kind(self.config.kind_scale)
+    Config = UnlikelihoodConfig
 
     def forward(
         self,

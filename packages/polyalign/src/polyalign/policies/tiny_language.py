@@ -12,6 +12,11 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 
+WORDS_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}<answer> {% endif %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %} <end>{% endif %} {% endfor %}{% if add_generation_prompt %}<answer> {% endif %}"
+)
+
 
 def byte_tokenizer(template: str | None = TEMPLATE, more: Sequence[str] = ()) -> Any:
     """Return a tokenizer with one token per byte and two special ones, and ``more``; padding is the end token, as in many
@@ -27,6 +32,22 @@ def byte_tokenizer(template: str | None = TEMPLATE, more: Sequence[str] = ()) ->
         tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=["<|start|>", *more]
     )
     tokenizer.chat_template = template
+    return tokenizer
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """Return a tokenizer with one token per word between spaces. The first three are ``<pad>``, which is also any unknown word,
+    ``<end>`` and ``<answer>``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate(("<pad>", "<end>", "<answer>", *words))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<end>", pad_token="<pad>", additional_special_tokens=["<answer>"]
+    )
+    tokenizer.chat_template = WORDS_TEMPLATE
     return tokenizer
 
 
