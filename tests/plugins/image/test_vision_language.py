@@ -13,14 +13,15 @@ from polyalign.cli.main import main
 from polyalign.errors import ConfigError, RecordError, TrainingError
 from polyalign.policies.adapters import trainable
 from polyalign.policies.config import LoraConfig
-from polyalign.policies.reference import AdaptersOff, CachedScores, FrozenCopy
+from polyalign.policies.media_training import freeze
+from polyalign.policies.reference import AdaptersOff, CachedScores, FrozenCopy, build_reference
 from polyalign.records.convert import moved
 from polyalign.records.jsonl import write_jsonl
 from polyalign.records.samples import Sample
 from polyalign.records.schema import Message, TextPart
 from polyalign.records.store import MediaStore
 from polyalign.records.views import VIEWS
-from polyalign.training.config import OptimizerConfig
+from polyalign.training.config import OptimizerConfig, ReferenceConfig
 from polyalign.training.optimizer import build_optimizer
 from polyalign_image import fixture
 from polyalign_image.config import VisionLanguageConfig
@@ -61,6 +62,7 @@ def test_a_folder_that_transformers_wrote_gives_the_scores_of_the_model_in_memor
         ({"lora": {"rank": 2}}, {"lora_"}),
         ({"lora": {"rank": 2}, "projector": "full"}, {"lora_", "multi_modal_projector"}),
         ({"language": "frozen"}, {"multi_modal_projector"}),
+        ({"language": "norms"}, {"multi_modal_projector", "language_model"}),
         (
             {"tower": "full", "projector": "full", "language": "full"},
             {"vision_tower", "multi_modal_projector", "language_model", "lm_head"},
@@ -81,6 +83,38 @@ def test_contradicting_parts_are_refused(base: Path) -> None:
         loaded(base, language="lora")
     with pytest.raises(ConfigError, match="contradict"):
         loaded(base, language="full", lora={"rank": 2})
+    with pytest.raises(ConfigError, match="contradict"):
+        loaded(base, language="norms", lora={"rank": 2})
+
+
+def test_norms_are_all_that_trains_of_the_language_model_and_they_are_saved(base: Path, tmp_path: Path) -> None:
+    """A Llama has two norms a layer and one at its end. The tower's norms stay frozen, and the reference is a copy."""
+    policy = loaded(base, language="norms", projector="frozen")
+    layers = range(policy.model.config.text_config.num_hidden_layers)
+    inner = {f"layers.{layer}.{norm}" for layer in layers for norm in ("input_layernorm", "post_attention_layernorm")}
+    assert {name.split("language_model.")[1].removesuffix(".weight") for name in trainable(policy)} == inner | {"norm"}
+    batch = policy.collate(SAMPLES[:4])
+    reference = build_reference(policy, ReferenceConfig(), tmp_path / "cache")
+    before = policy(batch).log_probs.detach()
+    with torch.no_grad():
+        for parameter in trainable(policy).values():
+            parameter.mul_(1.5)
+    tuned = policy(policy.collate(SAMPLES[:4])).log_probs
+    assert not torch.allclose(tuned, before)
+    assert reference is not None
+    torch.testing.assert_close(reference(policy.collate(SAMPLES[:4])).log_probs, before)
+    policy.save(tmp_path / "model")
+    again = loaded(tmp_path / "model")
+    torch.testing.assert_close(again(again.collate(SAMPLES[:4])).log_probs, tuned, rtol=1e-4, atol=1e-4)
+
+
+def test_a_language_model_without_norms_has_none_to_train() -> None:
+    model, _ = fixture.tiny_llava()
+    for name, module in list(model.named_modules()):
+        if "Norm" in type(module).__name__ and "language_model" in name:
+            model.set_submodule(name, torch.nn.Identity())
+    with pytest.raises(ConfigError, match="policy.language is 'norms', but no module"):
+        freeze(model, VisionLanguageConfig(base="unused", language="norms"), ["image"])
 
 
 def test_each_part_may_have_its_own_learning_rate(base: Path) -> None:

@@ -223,7 +223,7 @@ def polyalign_evaluators() -> list[EvaluatorSpec]:
 def polyalign_recipes() -> list[RecipeSpec]:
     recipes = {
         "sft-captions": "supervised fine-tuning of a vision-language model on true captions and answers",
-        "dpo-hallucination": "DPO against invented attributes, true captions over changed ones",
+        "dpo-hallucination": "DPO against invented attributes, true captions over changed ones; norm layers only",
         "grpo-hallucination": "GRPO against invented attributes, on the model's own captions",
         "aligngpt-pretrain": "AlignGPT, first stage: level embeddings and projector",
         "aligngpt-tune": "AlignGPT, second stage: instruction tuning with the gated mixture of levels",

@@ -129,7 +129,10 @@ class MediaTokensConfig(PretrainedConfig):
 
     tower: Literal["frozen", "full"] = Field("frozen", description="the encoder of the media")
     projector: Literal["auto", "frozen", "full"] = Field("auto", description="auto: frozen with LoRA, else full")
-    language: Literal["auto", "frozen", "lora", "full"] = Field("auto", description="auto: lora where policy.lora is set")
+    language: Literal["auto", "frozen", "norms", "lora", "full"] = Field(
+        "auto",
+        description="auto: lora where policy.lora is set, else full; norms: its normalisation layers only (arXiv 2312.11420)",
+    )
     learning_rate_scale: dict[Literal["tower", "projector", "language"], Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="factor on the optimizer's learning rate for one part; parts not named keep 1"
     )

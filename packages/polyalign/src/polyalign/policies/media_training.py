@@ -16,7 +16,7 @@ from polyalign.policies.media_features import Part, parts_of
 def freeze(model: Any, config: MediaTokensConfig, modalities: Sequence[str], seed: int = 0) -> None:
     """Set which parameters train, and add LoRA to the language part where it is asked for; ``seed`` keys its first weights.
 
-    Raises `ConfigError` where ``policy.language`` and ``policy.lora`` contradict each other.
+    Raises `ConfigError` where ``policy.language`` and ``policy.lora`` contradict each other, and for norms where there are none.
     """
     parts = parts_of(model, modalities)
     language = config.language if config.language != "auto" else "lora" if config.lora else "full"
@@ -26,8 +26,9 @@ def freeze(model: Any, config: MediaTokensConfig, modalities: Sequence[str], see
     hows: dict[Part, str] = {"tower": config.tower, "projector": projector, "language": language}
     trained = {part for part, how in hows.items() if how == "full"}
     if config.lora is None:
+        norms = _norms(model, parts) if language == "norms" else frozenset()
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parts[name] in trained)
+            parameter.requires_grad_(parts[name] in trained or name in norms)
         return
     in_full = [name for name, module in model.named_modules() if _all_in(name, module, parts, trained)]
     outermost = [name for name in in_full if not any(name.startswith(f"{other}.") for other in in_full)]
@@ -37,3 +38,16 @@ def freeze(model: Any, config: MediaTokensConfig, modalities: Sequence[str], see
 def _all_in(name: str, module: nn.Module, parts: dict[str, Part], trained: set[Part]) -> bool:
     own = [parts[f"{name}.{inner}"] for inner, _ in module.named_parameters()] if name else []
     return bool(own) and set(own) <= trained
+
+
+def _norms(model: nn.Module, parts: dict[str, Part]) -> frozenset[str]:
+    """Return the names of the language part's weights that lie in normalisation layers, which transformers all calls norms."""
+    layers = [(name, module) for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+    names = [f"{name}.{own}" for name, module in layers for own, _ in module.named_parameters(recurse=False)]
+    found = frozenset(name for name in names if parts[name] == "language")
+    if not found:
+        raise ConfigError(
+            "policy.language is 'norms', but no module of the language model whose class is named a norm has weights; "
+            "use lora (with policy.lora) or full"
+        )
+    return found
