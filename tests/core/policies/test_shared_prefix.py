@@ -15,7 +15,7 @@ from polyalign.policies.adapters import add_lora, trainable
 from polyalign.policies.base import Batch
 from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
 from polyalign.policies.config import LoraConfig, TokensConfig
-from polyalign.policies.shared_prefix import PADDING, Line, block_mask, flex_mask, group_by_prefix, share_rows
+from polyalign.policies.shared_prefix import PADDING, Costs, Line, block_mask, flex_mask, group_by_prefix, share_rows
 from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.policies.tokens import TokenPolicy
 from polyalign.records.samples import Sample
@@ -207,23 +207,32 @@ def test_responses_share_a_row_as_far_as_that_costs_less(prompt: int, response: 
     - prompt 10, response 90: 173,900, 110,200 or 60,000.
     """
     lines = [Line(prompt, response, tuple(range(response)), "p")] * 4
-    assert [len(group) for group in group_by_prefix(lines, cells_per_token=100)] == rows
+    assert [len(group) for group in group_by_prefix(lines, costs=Costs(100))] == rows
     assert group_by_prefix(lines) == [[0, 1, 2, 3]]
 
 
 def test_rows_that_would_be_padded_have_no_cheaper_attention() -> None:
     """Prompt 60, responses of 40 and 41: rows of their own want a dense mask too, so that two rows cost least."""
     lines = [Line(60, length, tuple(range(length)), "p") for length in (40, 40, 41, 41)]
-    assert sorted(len(group) for group in group_by_prefix(lines, cells_per_token=100)) == [2, 2]
+    assert sorted(len(group) for group in group_by_prefix(lines, costs=Costs(100))) == [2, 2]
+
+
+def test_where_attention_goes_by_parts_only_much_longer_responses_want_rows_of_their_own() -> None:
+    """Four responses behind a prompt of 60, a token as dear as 100 cells: side by side they cost each other nothing, so that one
+    row is cheapest until a causal kernel saves more, half the square of each, than the prompt costs three times again."""
+    for length, dense, by_parts in ((20, 1, 1), (60, 4, 1), (90, 4, 1), (120, 4, 4)):
+        lines = [Line(60, length, tuple(range(length)), "p")] * 4
+        assert len(group_by_prefix(lines, Costs(100))) == dense, length
+        assert len(group_by_prefix(lines, Costs(100, by_parts=True))) == by_parts, length
 
 
 def test_parts_of_a_group_are_nearly_equally_long() -> None:
     """Responses of 30, 60, 40 and 50 tokens in two rows: 30 + 60 and 40 + 50."""
     lines = [Line(60, response, tuple(range(response)), "p") for response in (30, 60, 40, 50)]
-    assert group_by_prefix(lines, cells_per_token=60) == [[0, 1], [2, 3]]
+    assert group_by_prefix(lines, costs=Costs(60)) == [[0, 1], [2, 3]]
 
 
-@pytest.mark.parametrize(("length", "shared_rows"), [(5, 1), (30, 2), (120, 4)])
+@pytest.mark.parametrize(("length", "shared_rows"), [(5, 1), (30, 1), (120, 4)])
 def test_auto_gives_long_responses_rows_of_their_own_and_the_same_scores(length: int, shared_rows: int) -> None:
     """Explicitly shared rows stay whole. The micro-batch budget counts the rows that will run."""
     answers = [sample("Name a red fruit.", letter * length) for letter in "abcd"]

@@ -117,9 +117,9 @@ class ControlAdaptersPolicy(text.TextPolicy):
         super().__init__(model, encoder, config)
         if config.stage == "modules":
             model.requires_grad_(False)
-        measured = self.collator.cells_per_token
+        measured = self.collator.costs
         self.collator = ControlCollator(encoder, config)
-        self.collator.cells_per_token = measured
+        self.collator.costs = measured
         self.collator.asked = encoder.default
         words = model.get_input_embeddings().weight
         count = len(config.labels) * config.length

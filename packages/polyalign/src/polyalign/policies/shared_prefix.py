@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import BoolTensor, Tensor
 
+from polyalign.policies.attention_by_parts import BY_PARTS
 from polyalign.policies.base import Batch
 
 RowLayout = Literal["auto", "plain", "shared", "packed"]
@@ -33,22 +34,41 @@ class Line:
     prefix: Hashable
 
 
-def group_by_prefix(lines: Sequence[Line], cells_per_token: int | None = None) -> list[list[int]]:
+@dataclass(frozen=True)
+class Costs:
+    """What rows cost: ``token`` is how many cells of an attention mask cost as much as a token's way through the weights.
+    ``by_parts``: cells that a mask hides are not computed (`attention_by_parts`); otherwise all of a shared row's are."""
+
+    token: int
+    by_parts: bool = False
+
+    def row(self, prompt: int, responses: Sequence[int], causal: bool) -> float:
+        """Return the cells that a row costs. ``causal``: it holds one response and no padding, and a kernel skips half."""
+        length = prompt + sum(responses)
+        if causal:
+            cells = length * length / 2
+        elif self.by_parts:
+            cells = prompt * prompt / 2 + sum(response * (prompt + response) for response in responses)
+        else:
+            cells = length * length
+        return length * self.token + cells
+
+
+def group_by_prefix(lines: Sequence[Line], costs: Costs | None = None) -> list[list[int]]:
     """Return the numbers of the lines that share a row, in order of first appearance.
 
-    ``cells_per_token``: how many cells of a dense mask cost as much as a token's way through the weights. If it is given, a
-    group is cut into the like parts that cost least: many long responses in one row cost more in attention, which grows with
-    the square of the row, than their prompt does again, and equally long ones in rows of their own need no dense mask.
+    If ``costs`` are given, a group is cut into the like parts that cost least: many long responses in one row may cost more in
+    attention than their prompt does again, and equally long ones in rows of their own need no mask.
     """
     groups: dict[Hashable, list[int]] = {}
     for number, line in enumerate(lines):
         groups.setdefault(line.prefix, []).append(number)
-    if cells_per_token is None:
+    if costs is None:
         return list(groups.values())
-    return [part for group in groups.values() for part in _cheapest_parts(lines, group, cells_per_token)]
+    return [part for group in groups.values() for part in _cheapest_parts(lines, group, costs)]
 
 
-def _cheapest_parts(lines: Sequence[Line], group: list[int], cells_per_token: int) -> list[list[int]]:
+def _cheapest_parts(lines: Sequence[Line], group: list[int], costs: Costs) -> list[list[int]]:
     by_length = sorted(group, key=lambda number: lines[number].response)
 
     def cut(rows: int) -> list[list[int]]:
@@ -60,23 +80,24 @@ def _cheapest_parts(lines: Sequence[Line], group: list[int], cells_per_token: in
         return parts
 
     def cost(parts: list[list[int]]) -> float:
-        # Rows of one response that need no padding are causal through and through, and a kernel that knows it skips half.
+        # Rows of one response that need no padding are causal through and through.
         causal = len(parts) == len(group) and lines[by_length[0]].response == lines[by_length[-1]].response
-        share = 0.5 if causal else 1.0
-        return sum(length * (cells_per_token + share * length) for length in (group_length(lines, part) for part in parts))
+        prompt = lines[group[0]].prompt
+        return sum(costs.row(prompt, [lines[number].response for number in part], causal) for part in parts)
 
     return min(map(cut, range(1, len(group) + 1)), key=cost)
 
 
-def cells_per_token(model: Any) -> int | None:
-    """Return how many cells of a dense mask cost as much as one token's way through the decoder's weights, counted in products:
-    a cell takes two per hidden dimension and layer. None where attention skips what a mask hides."""
+def costs_of(model: Any) -> Costs | None:
+    """Return what rows cost a decoder, counted in products: a cell takes two per hidden dimension and layer. None for
+    FlexAttention: sharing is always cheaper there."""
     config = model.config.get_text_config()
     if config._attn_implementation == "flex_attention":
         return None
     words = model.get_input_embeddings().weight
     weights: int = sum(weight.numel() for weight in model.get_decoder().parameters() if weight is not words)
-    return max(1, weights // int(2 * config.hidden_size * config.num_hidden_layers))
+    token = max(1, weights // int(2 * config.hidden_size * config.num_hidden_layers))
+    return Costs(token, by_parts=config._attn_implementation == BY_PARTS)
 
 
 def group_length(lines: Sequence[Line], group: Sequence[int]) -> int:
@@ -84,7 +105,7 @@ def group_length(lines: Sequence[Line], group: Sequence[int]) -> int:
     return lines[group[0]].prompt + sum(lines[number].response for number in group)
 
 
-def share_rows(lines: Sequence[Line], packed: bool = False, cells_per_token: int | None = None) -> dict[str, Tensor]:
+def share_rows(lines: Sequence[Line], packed: bool = False, costs: Costs | None = None) -> dict[str, Tensor]:
     """Return where every token of R shared rows of L tokens comes from, and where each of N samples is scored.
 
     - ``sample``, ``column`` ``[R, L]``: the token stands at ``column`` of plain row ``sample`` (0 and 0 at padding);
@@ -93,9 +114,9 @@ def share_rows(lines: Sequence[Line], packed: bool = False, cells_per_token: int
     - ``row`` ``[N]``, ``predictors`` ``[N, T]``, ``last`` ``[N]``: as in a plain batch, but within shared rows.
 
     ``packed`` puts several groups into one row, the longest first, up to the length of the longest group.
-    ``cells_per_token``: as in `group_by_prefix`.
+    ``costs``: as in `group_by_prefix`.
     """
-    groups = group_by_prefix(lines, cells_per_token)
+    groups = group_by_prefix(lines, costs)
     rows = _packed(lines, groups) if packed else [[group] for group in groups]
     scored = max((len(line.scored) for line in lines), default=0)
     row_of, last = (torch.zeros(len(lines), dtype=torch.long) for _ in range(2))

@@ -13,7 +13,7 @@ from polyalign.errors import ConfigError
 from polyalign.policies.base import Batch, Collator, Kind, Rollout, Tokens
 from polyalign.policies.completion_mask import Encoded, Medium, Piece, PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
-from polyalign.policies.shared_prefix import Line, group_by_prefix, group_length, share_rows
+from polyalign.policies.shared_prefix import Costs, Line, group_by_prefix, group_length, share_rows
 from polyalign.records.samples import Prompt, Sample
 from polyalign.records.schema import Message
 
@@ -59,7 +59,7 @@ class TokenCollator(Collator):
         self.encoder = encoder
         self.max_length, self.max_response = config.max_length, config.max_response
         self.rows = config.rows
-        self.cells_per_token: int | None = None  # with rows "auto", where attention takes a dense mask: see `group_by_prefix`
+        self.costs: Costs | None = None  # with rows "auto": see `group_by_prefix`
         tokenizer = encoder.tokenizer
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
@@ -84,7 +84,7 @@ class TokenCollator(Collator):
         lines = [self._line(row) for row in self.encode_all(samples)]
         if self.rows == "plain":
             return [line.prompt + line.response for line in lines]
-        return [group_length(lines, group) for group in group_by_prefix(lines, self.cells_per_token)]
+        return [group_length(lines, group) for group in group_by_prefix(lines, self.costs)]
 
     def truncation(self, samples: Sequence[Sample]) -> Truncation:
         """Count what the length limits take from these samples."""
@@ -157,8 +157,8 @@ class TokenCollator(Collator):
             "temperature": temperature.float(),
             "truncated": torch.tensor([[row.dropped, row.cut] for row in rows], dtype=torch.long).reshape(count, 2),
         }
-        if self.rows != "plain" and (self.rows == "packed" or len(group_by_prefix(lines, self.cells_per_token)) < count):
-            tensors["shared"] = share_rows(lines, self.rows == "packed", self.cells_per_token)
+        if self.rows != "plain" and (self.rows == "packed" or len(group_by_prefix(lines, self.costs)) < count):
+            tensors["shared"] = share_rows(lines, self.rows == "packed", self.costs)
         tensors |= self._media(rows, input_ids)
         return Batch(
             samples=samples,

@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from polyalign.errors import ConfigError, TrainingError, nearest
-from polyalign.policies import generation
+from polyalign.policies import attention_by_parts, generation
+from polyalign.policies.attention_by_parts import BY_PARTS, with_parts
 from polyalign.policies.base import Batch, Policy, Rollouts, Scores, evaluating
 from polyalign.policies.completion_mask import Encoded, PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
 from polyalign.policies.fingerprint import vocabulary_text, weights_fingerprint
 from polyalign.policies.logprobs import CHUNK_LOGITS, in_chunks, reduce_logits, reduce_to_likeliest, scatter
 from polyalign.policies.pretrained import merged_copy, plain_weights
-from polyalign.policies.shared_prefix import block_mask, cells_per_token, flex_mask, in_shared_rows
+from polyalign.policies.shared_prefix import block_mask, costs_of, flex_mask, in_shared_rows
 from polyalign.policies.token_collator import TARGETS_GIVEN, TokenCollator
 from polyalign.policies.token_features import FEATURES, Lines, line_tokens, token_features
 from polyalign.records.samples import Sample
@@ -77,8 +78,10 @@ class TokenPolicy(Policy):
         self._fingerprint: str | None = None
         self._line_tokens: Lines | None = None
         self.splits = self._split_is_exact()
+        if self.splits and config.rows != "plain":
+            attention_by_parts.take(model.config.get_text_config())
         if self.splits and config.rows == "auto":
-            self.collator.cells_per_token = cells_per_token(model)
+            self.collator.costs = costs_of(model)
         self.shares = self.splits and config.rows != "plain" and self._sharing_is_exact()
 
     # scoring
@@ -161,6 +164,8 @@ class TokenPolicy(Policy):
             if kind == "flex_attention":
                 return flex_mask(tensors, window)
             seen = block_mask(tensors, window)
+            if kind == BY_PARTS and window is None:
+                return with_parts(seen, tensors["owner"], tensors["prefix"])
             if kind != "eager":
                 return seen
             added = torch.zeros(seen.shape, device=seen.device, dtype=self.model.dtype)
@@ -296,7 +301,7 @@ class TokenPolicy(Policy):
         try:
             if odd:
                 raise ValueError(f"it has layers of kind {', '.join(odd)}")
-            if config._attn_implementation not in ("sdpa", "eager", "flex_attention"):
+            if config._attn_implementation not in (BY_PARTS, "sdpa", "eager", "flex_attention"):
                 raise ValueError(f"attention {config._attn_implementation!r} takes no mask of its own")
             if config._attn_implementation == "flex_attention" and self.model.device.type == "cpu":
                 raise ValueError("FlexAttention trains on GPUs only")
