@@ -24,6 +24,7 @@ def polyalign_modalities() -> list[ModalitySpec]:
             mimes=(
                 "image/webp", "video/mp4", "video/webm", "video/x-matroska", "video/x-msvideo", "video/quicktime", "image/gif",
             ),
+            media_kind="polyalign_video.clip_kind:ClipKind",
             requires=("av", "PIL"),
         )
     ]  # fmt: skip
@@ -111,7 +112,10 @@ def polyalign_rewards() -> list[RewardSpec]:
 
 @hookimpl
 def polyalign_recipes() -> list[RecipeSpec]:
-    recipes = {"reward-order": "a reward model of how clips move: animations over the same frozen, shuffled or reversed"}
+    recipes = {
+        "nft-motion": "DiffusionNFT on a tiny CogVideoX: things move as the caption says, by a rule that follows them",
+        "reward-order": "a reward model of how clips move: animations over the same frozen, shuffled or reversed",
+    }
     return [
         RecipeSpec(name=f"video/{name}", summary=summary, target=f"polyalign_video:recipes/{name}.yaml")
         for name, summary in recipes.items()
@@ -126,5 +130,11 @@ def polyalign_datasets() -> list[DatasetSpec]:
             summary="clips of 8 frames, 32x32, of emoji moved by rule and as animated, with captions, questions and preferences",
             target="polyalign_video.shipped:moving_emoji",
             licence="Fluent Emoji MIT, names MIT",
-        )
+        ),
+        DatasetSpec(
+            name="move-prompts",
+            summary="captions to ask zoo:tiny-t2v for: a coloured shape and how it moves; no clips",
+            target="polyalign_video.shipped:move_prompts",
+            licence="CC0-1.0",
+        ),
     ]

@@ -11,3 +11,8 @@ def moving_emoji() -> Path:
     if packaged.is_dir():
         return packaged
     return Path(__file__).parents[4] / "datasets" / "moving-emoji"
+
+
+def move_prompts() -> Path:
+    """Return the folder of the ``move-prompts``."""
+    return Path(__file__).parent / "data" / "move-prompts"
