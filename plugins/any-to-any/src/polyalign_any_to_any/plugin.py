@@ -37,6 +37,18 @@ def polyalign_policies() -> Iterable[PolicySpec]:
             provides=PROVIDES,
             fixture="polyalign_any_to_any.native_fixture:fixture",
         ),
+        PolicySpec(
+            name="omni-language",
+            summary="the thinker of Qwen2.5-Omni: sound, pictures, clips and text, several in one prompt, to text",
+            target="polyalign_any_to_any.omni:build",
+            config="polyalign_any_to_any.omni_config:OmniLanguageConfig",
+            requires=("torch", "transformers", "peft"),
+            family="tokens",
+            inputs=("text", "image", "audio", "video"),
+            outputs=("text",),
+            provides=TOKEN_POLICY_PROVIDES,
+            fixture="polyalign_any_to_any.omni_fixture:fixture",
+        ),
     ]
 
 

@@ -22,6 +22,7 @@ def polyalign_modalities() -> list[ModalitySpec]:
             summary="Sound: WAV, FLAC, Ogg (Vorbis, Opus), MP3",
             target="polyalign_audio.modality:AudioModality",
             mimes=("audio/flac", "audio/wav", "audio/ogg", "audio/mpeg"),
+            media_kind="polyalign_audio.clips:Clips",
             requires=("soundfile",),
         )
     ]

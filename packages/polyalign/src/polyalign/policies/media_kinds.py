@@ -58,9 +58,9 @@ class MediaKind(ABC):
         """Return the processor's keyword arguments for the media of one text."""
 
 
-def installed_kind(modality: str, processor: Any, config: Any) -> MediaKind | None:
+def installed_kind(modality: str, processor: Any, config: Any, **settings: Any) -> MediaKind | None:
     """Return the kind of this modality; None where the processor, the model (its ``config``) or the installed plugins do not
-    know it."""
+    know it. ``settings``: what its constructor takes besides."""
     specs = [entry.spec for entry in registry().entries("modalities") if entry.spec.name == modality]
     placeholder, media_id = getattr(processor, f"{modality}_token", None), getattr(config, f"{modality}_token_id", None)
     if not specs or placeholder is None or media_id is None:
@@ -68,5 +68,5 @@ def installed_kind(modality: str, processor: Any, config: Any) -> MediaKind | No
     (spec,) = specs
     if not isinstance(spec, ModalitySpec) or spec.media_kind is None:
         return None
-    made: MediaKind = load_attribute(spec.media_kind, modality)(str(placeholder), media_id)
+    made: MediaKind = load_attribute(spec.media_kind, modality)(str(placeholder), media_id, **settings)
     return made

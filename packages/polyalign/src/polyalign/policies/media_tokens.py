@@ -49,6 +49,7 @@ class MediaTokenPolicy(TokenPolicy):
     """
 
     media_encoder: ClassVar[type[MediaEncoder]] = MediaEncoder
+    layout: ClassVar[frozenset[str]] = frozenset({"second_per_grid_ts"})  # what positions depend on, beside *_grid_thw
     config: MediaTokensConfig
     encoder: ProcessorEncoder
     mode: Mode
@@ -79,18 +80,23 @@ class MediaTokenPolicy(TokenPolicy):
         if not batch.tensors.get("media") or not hasattr(self.body, "get_rope_index"):
             return None
         if "positions" not in batch.memo:
-            tensors = batch.tensors
-            inputs = {name: tensors[name] for name in ("input_ids", "attention_mask")} | self._by_occurrence(batch)
-            inputs["mm_token_type_ids"] = self._media_types(tensors["input_ids"], tensors["media_index"] >= 0).int()
-            batch.memo["positions"] = self.body.get_rope_index(**accepted(self.body.get_rope_index, inputs))[0]
+            count = self.body.get_rope_index
+            batch.memo["positions"] = count(**accepted(count, self.position_inputs(batch)))[0]
         return batch.memo["positions"]  # type: ignore[no-any-return]
 
-    def _by_occurrence(self, batch: Batch) -> dict[str, Tensor]:
+    def position_inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what a model counts positions from, by the names of its ``get_rope_index``."""
+        tensors = batch.tensors
+        inputs = {name: tensors[name] for name in ("input_ids", "attention_mask")} | self.by_occurrence(batch)
+        inputs["mm_token_type_ids"] = self._media_types(tensors["input_ids"], tensors["media_index"] >= 0).int()
+        return inputs
+
+    def by_occurrence(self, batch: Batch) -> dict[str, Tensor]:
         """Return the encoder inputs besides the pixels, one entry for every time a medium stands in a row."""
         found: dict[str, list[Tensor]] = {}
         for number in (number for row in batch.tensors["row_media"] for number in row):
             for name, value in encoder_inputs(batch.tensors["media"][number]).items():
-                if _is_layout(name):
+                if self._is_layout(name):
                     found.setdefault(name, []).append(value)
         return {name: torch.cat(values) for name, values in found.items()}
 
@@ -140,7 +146,7 @@ class MediaTokenPolicy(TokenPolicy):
             "token_type_ids": self._token_types(batch, here),
         }
         if tensors.get("media"):
-            more |= self._by_occurrence(batch)
+            more |= self.by_occurrence(batch)
         return inputs | accepted(module.forward, more)
 
     def _token_types(self, batch: Batch, here: Tensor) -> Tensor:
@@ -223,7 +229,7 @@ class MediaTokenPolicy(TokenPolicy):
     def _own_logits(self, batch: Batch) -> Tensor:
         """Return the logits of the model's own forward on pixels and all, as anybody would call it."""
         inputs_of = [encoder_inputs(medium).items() for medium in batch.tensors["media"]]
-        raw = {name: value for items in inputs_of for name, value in items if not _is_layout(name)}
+        raw = {name: value for items in inputs_of for name, value in items if not self._is_layout(name)}
         inputs = self._row_inputs(self.model, batch) | accepted(self.model.forward, raw)
         logits: Tensor = self.model(**inputs, use_cache=False, return_dict=True).logits
         return logits
@@ -267,7 +273,6 @@ class MediaTokenPolicy(TokenPolicy):
         parts = parts_of(self.model, self.modalities)
         return {f"model.{name}": scales[part] for name, part in parts.items() if part in scales}
 
-
-def _is_layout(name: str) -> bool:
-    """Return whether an encoder input says where features lie in space and time, which positions depend on too."""
-    return name.endswith("_grid_thw") or name == "second_per_grid_ts"
+    def _is_layout(self, name: str) -> bool:
+        """Return whether an encoder input says where features lie in space and time, which positions depend on too."""
+        return name.endswith("_grid_thw") or name in self.layout

@@ -84,15 +84,20 @@ class SpeechTokenizer(MediaTokenizer):
         return clip_of(waveform(magnitudes).numpy())
 
 
-def clip_of(samples: np.ndarray) -> Any:
-    """Return what the installed codec of sound decodes to: samples ``[S]`` at 8 kHz reach it as a WAV file."""
+def clip_of(samples: np.ndarray, rate: int = RATE) -> Any:
+    """Return what the installed codec of sound decodes to: samples ``[S]`` reach it as a WAV file."""
+    return registry().get("modalities", "audio").load()().decode(wav_of(samples, rate))
+
+
+def wav_of(samples: np.ndarray, rate: int = RATE) -> bytes:
+    """Return a WAV file of samples ``[S]``, full scale 1."""
     file = io.BytesIO()
     with wave.open(file, "wb") as written:
         written.setnchannels(1)
         written.setsampwidth(2)
-        written.setframerate(RATE)
+        written.setframerate(rate)
         written.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-    return registry().get("modalities", "audio").load()().decode(file.getvalue())
+    return file.getvalue()
 
 
 def log_spectra(clip: Any) -> Tensor:
