@@ -25,7 +25,6 @@ def polyalign_modalities() -> list[ModalitySpec]:
                 "image/webp", "video/mp4", "video/webm", "video/x-matroska", "video/x-msvideo", "video/quicktime", "image/gif",
             ),
             media_kind="polyalign_video.clip_kind:ClipKind",
-            media_kind="polyalign_video.clip_kind:ClipKind",
             requires=("av", "PIL"),
         )
     ]  # fmt: skip
