@@ -17,6 +17,8 @@ from polyalign.policies.fingerprint import weights_fingerprint
 
 CONFIG, WEIGHTS = "media_tokenizer.json", "media_tokenizer.safetensors"
 KINDS = {  # what a folder's configuration calls its tokenizer
+    "encodec": "polyalign_any_to_any.media.codecs:EncodecTokenizer",
+    "mimi": "polyalign_any_to_any.media.codecs:MimiTokenizer",
     "vq-picture": "polyalign_any_to_any.media.pictures:PictureTokenizer",
     "vq-speech": "polyalign_any_to_any.media.speech:SpeechTokenizer",
 }
