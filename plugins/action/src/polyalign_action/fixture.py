@@ -12,8 +12,8 @@ from torch import Tensor
 
 from polyalign.errors import MediaError
 from polyalign.policies.base import Policy
-from polyalign.policies.fixture import PolicyFixture
-from polyalign.records.schema import Comparison, MediaRef, Record
+from polyalign.policies.fixture import PolicyFixture, grid
+from polyalign.records.schema import MediaRef, Record
 from polyalign.records.store import reference_to
 from polyalign_action.config import ActionConfig
 from polyalign_action.environments import Spaces, open_environment, play
@@ -58,16 +58,8 @@ def records(name: str, media: InMemory, plus: Script, minus: Script, neither: Sc
         found.append(record_of(f"pair-{number}", Task(name, number, (1.0,)), pair, media.add, returns=(1.0, 0.0)))
     for number in range(2):
         episodes = [scripted(name, script, 10 + number, 5) for script in (plus, minus)]
-        cells = [(Task(name, 10 + number, (goal,)), episode) for goal in (1.0, -1.0) for episode in episodes]
-        better_worse = [(0, 1), (3, 2), (0, 2), (3, 1)]  # rows (one goal), then columns (one episode)
-        found.append(
-            Record(
-                id=f"grid-{number}",
-                candidates=tuple(candidate_of(episode, media.add, prompt=task.prompt()) for task, episode in cells),
-                feedback=tuple(Comparison(ranking=((better,), (worse,))) for better, worse in better_worse),
-                tags=("grid",),
-            )
-        )
+        asked = [Task(name, 10 + number, (goal,)).prompt() for goal in (1.0, -1.0)]
+        found.append(grid(f"grid-{number}", asked, [candidate_of(episode, media.add).parts for episode in episodes]))
     return found
 
 
@@ -81,15 +73,8 @@ def pendulum(value_head: bool = False) -> Policy:
     return build(ActionConfig(environment="Pendulum-v1", hidden=(16,), goal=1, value_head=value_head, max_steps=20))
 
 
-def fixture() -> tuple[PolicyFixture, PolicyFixture]:
-    """Return what the cells test needs: CartPole (two actions), then Pendulum (a torque)."""
-    media = InMemory()
-
-    def push(action: int) -> Script:
-        return lambda seen: torch.full((1,), action)
-
-    def balance(seen: Tensor) -> Tensor:
-        return (seen[:, 2] + seen[:, 3] > 0).long()
+def pendulums(media: InMemory) -> list[Record]:
+    """Return records of Pendulum, turned one way, the other way, or swung a little."""
 
     def torque(strength: float) -> Script:
         return lambda seen: torch.full((1, 1), strength)
@@ -97,9 +82,21 @@ def fixture() -> tuple[PolicyFixture, PolicyFixture]:
     def swing(seen: Tensor) -> Tensor:
         return 0.3 * torch.sign(seen[:, 2:])
 
+    return records("Pendulum-v1", media, torque(1.0), torque(-1.0), swing)
+
+
+def fixture() -> tuple[PolicyFixture, PolicyFixture]:
+    """Return what the cells test needs: CartPole (two actions), then Pendulum (a torque)."""
+    media, swung = InMemory(), InMemory()
+
+    def push(action: int) -> Script:
+        return lambda seen: torch.full((1,), action)
+
+    def balance(seen: Tensor) -> Tensor:
+        return (seen[:, 2] + seen[:, 3] > 0).long()
+
     carts = records("CartPole-v1", media, push(1), push(0), balance)
-    pendulums = records("Pendulum-v1", media, torque(1.0), torque(-1.0), swing)
     return (
         PolicyFixture(cart_pole, carts, media, 3e-4, with_values=partial(cart_pole, value_head=True)),
-        PolicyFixture(pendulum, pendulums, media, 3e-4, with_values=partial(pendulum, value_head=True)),
+        PolicyFixture(pendulum, pendulums(swung), swung, 3e-4, with_values=partial(pendulum, value_head=True)),
     )

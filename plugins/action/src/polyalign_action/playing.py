@@ -19,6 +19,7 @@ from polyalign.records.schema import Message
 from polyalign_action.environments import Spaces, open_environment, play, time_limit
 from polyalign_action.tasks import Task, task_of
 
+Playing = tuple[tuple[Message, ...], int, Task]  # prompt, number of the rollout under it, task
 Outputs = Callable[[Tensor, Sequence[int], int], Tensor]  # observations [n, O] of these episodes at this step -> head outputs
 
 
@@ -40,14 +41,8 @@ class Decoding:
         return decoding
 
 
-class Player(Protocol):
-    """What acts: the device it computes on, the step at which it cuts episodes, and per environment a head and its inputs."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def cut(self) -> int | None: ...
+class Stage(Protocol):
+    """Where a policy can act."""
 
     @property
     def home(self) -> str:
@@ -57,6 +52,16 @@ class Player(Protocol):
     def spaces_in(self, environment: str) -> Spaces:
         """Return the spaces that it acts in there. Raises `ConfigError` where it cannot."""
         ...
+
+
+class Player(Stage, Protocol):
+    """What acts: the device it computes on, the step at which it cuts episodes, and per environment a head and its inputs."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def cut(self) -> int | None: ...
 
     def head_in(self, environment: str) -> ActionHead: ...
 
@@ -73,6 +78,24 @@ def played(
 
     A task's own seed resets the environment, so that the rollouts of one prompt start alike and differ by their actions.
     """
+    return side_by_side(
+        player,
+        prompts,
+        samples_per_prompt,
+        decoding.batch_size,
+        lambda jobs, pool: _episodes(player, jobs, seed, decoding, pool),
+    )
+
+
+def side_by_side(
+    player: Stage,
+    prompts: Sequence[tuple[Message, ...]],
+    samples_per_prompt: int,
+    batch_size: int,
+    episodes: Callable[[Sequence[Playing], Sequence[gymnasium.Env]], list[Rollout]],
+) -> Rollouts:
+    """Return what ``episodes`` makes of jobs of one kind of environment, so many at a time, prompt-major. Environments are opened
+    as they are needed, used again, and closed."""
     jobs = [(prompt, number, task_of(prompt)) for prompt in prompts for number in range(samples_per_prompt)]
     places: dict[str, list[int]] = {}
     for place, (_, _, task) in enumerate(jobs):
@@ -81,15 +104,20 @@ def played(
     with ExitStack() as stack:
         for name, mine in places.items():
             pool: list[gymnasium.Env] = []
-            for start in range(0, len(mine), decoding.batch_size):
-                together = mine[start : start + decoding.batch_size]
+            for start in range(0, len(mine), batch_size):
+                together = mine[start : start + batch_size]
                 while len(pool) < len(together):
                     pool.append(_opened(player, name, stack))
-                found |= zip(together, _episodes(player, [jobs[place] for place in together], seed, decoding, pool))
+                found |= zip(together, episodes([jobs[place] for place in together], pool[: len(together)]))
     return tuple(found[place] for place in range(len(jobs)))
 
 
-def _opened(player: Player, name: str, stack: ExitStack) -> gymnasium.Env:
+def start_of(task: Task, number: int, seed: int) -> int:
+    """Return what resets the environment: the task's own seed, or one keyed by the rollout's number."""
+    return keyed_seed(seed, "start", task.text, number) if task.seed is None else task.seed
+
+
+def _opened(player: Stage, name: str, stack: ExitStack) -> gymnasium.Env:
     environment = stack.enter_context(closing(open_environment(name)))
     if (found := Spaces.of(environment)) != (expected := player.spaces_in(name)):
         raise ConfigError(f"a prompt names {name!r} with {found}; the policy was built for {player.home!r}: {expected}")
@@ -97,19 +125,13 @@ def _opened(player: Player, name: str, stack: ExitStack) -> gymnasium.Env:
 
 
 def _episodes(
-    player: Player,
-    jobs: Sequence[tuple[tuple[Message, ...], int, Task]],
-    seed: int,
-    decoding: Decoding,
-    pool: Sequence[gymnasium.Env],
+    player: Player, jobs: Sequence[Playing], seed: int, decoding: Decoding, environments: Sequence[gymnasium.Env]
 ) -> list[Rollout]:
     """Play one episode per job, all in one kind of environment."""
-    tasks, environments = [task for _, _, task in jobs], pool[: len(jobs)]
+    tasks = [task for _, _, task in jobs]
     head, device = player.head_in(tasks[0].environment), player.device
     limits = [time_limit(environment, player.cut) for environment in environments]
-    starts = [
-        keyed_seed(seed, "start", task.text, number) if task.seed is None else task.seed for _, number, task in jobs
-    ]  # fmt: skip
+    starts = [start_of(task, number, seed) for _, number, task in jobs]
     keys = [keyed_generator(seed, "act", task.text, number) for _, number, task in jobs]
     noise = [head.noise(limit, key).to(device) for limit, key in zip(limits, keys)]
     outputs_of = player.outputs_for(tasks)

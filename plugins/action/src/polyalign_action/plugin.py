@@ -46,6 +46,18 @@ def polyalign_policies() -> Iterable[PolicySpec]:
             fixture="polyalign_action.fixture:fixture",
         ),
         PolicySpec(
+            name="diffusion-policy",
+            summary="Diffusion Policy: chunks of real-valued actions in gymnasium environments, drawn by denoising",
+            target="polyalign_action.diffusion_policy:build",
+            config="polyalign_action.diffusion_config:DiffusionPolicyConfig",
+            requires=("torch", "gymnasium"),
+            family="denoising",
+            inputs=("text",),
+            outputs=("trajectory",),
+            provides=("log_probs", "predictions"),
+            fixture="polyalign_action.diffusion_fixture:fixture",
+        ),
+        PolicySpec(
             name="uniact",
             summary="UniAct: one policy for several bodies, by codes of a shared codebook and a head for each body",
             target="polyalign_action.uniact:build",

@@ -49,13 +49,9 @@ class TrajectoryCollator(Collator):
         return self.layout(samples, [rollout.output for rollout in rollouts], cache=False)
 
     def layout(self, samples: Sequence[Sample], trajectories: Sequence[Trajectory], cache: bool = True) -> Batch:
-        states, actions = [], []
-        for sample, trajectory in zip(samples, trajectories):
-            check_spaces(sample.id, trajectory, self.spaces)
-            goal = self.asked(task_of(sample.prompt))
-            observations = torch.from_numpy(trajectory.observations[:-1])
-            states.append(torch.cat([observations, goal.expand(len(trajectory), -1)], -1))
-            actions.append(torch.from_numpy(trajectory.actions) - (self.spaces.first if self.spaces.discrete else 0))
+        states = [self.states_of(sample.id, sample.prompt, trajectory) for sample, trajectory in zip(samples, trajectories)]
+        first = self.spaces.first if self.spaces.discrete else 0
+        actions = [torch.from_numpy(trajectory.actions) - first for trajectory in trajectories]
         lengths = torch.tensor([len(trajectory) for trajectory in trajectories])
         mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
         tensors = {
@@ -65,6 +61,13 @@ class TrajectoryCollator(Collator):
         kind = torch.full(mask.shape, int(Kind.ACTION))
         keys = tuple(sample.content_key() for sample in samples) if cache else None
         return Batch(tuple(samples), tensors, mask[:, None], kind, keys)  # type: ignore[arg-type]
+
+    def states_of(self, name: str, prompt: Sequence[Message], trajectory: Trajectory) -> Tensor:
+        """Return what is seen before each action, and what is asked, ``[T, O + G]``. Raises `MediaError` naming the sample
+        for a trajectory of other spaces."""
+        check_spaces(name, trajectory, self.spaces)
+        observations = torch.from_numpy(trajectory.observations[:-1])
+        return torch.cat([observations, self.asked(task_of(prompt)).expand(len(trajectory), -1)], -1)
 
     def cost(self, sample: Sample) -> int:
         """Return the number of steps."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from polyalign.policies.base import Policy
-from polyalign.policies.fixture import PolicyFixture
-from polyalign.records.schema import Comparison, Record
+from polyalign.policies.fixture import PolicyFixture, grid
+from polyalign.records.schema import Record
 from polyalign_action import action_tokens, uniact
 from polyalign_action.action_tokens_config import ActionTokensConfig
 from polyalign_action.episodes import candidate_of, record_of
@@ -32,16 +32,8 @@ def records(bodies: Sequence[str], media: InMemory) -> list[Record]:
         named = next(colour for colour in COLOURS if colour in task.instruction)
         other = COLOURS[(COLOURS.index(named) + 1) % len(COLOURS)]
         asked = [task, Task(task.environment, task.seed, instruction=task.instruction.replace(named, other))]
-        cells = [(mission, episode) for mission in asked for episode in (first, second)]
-        better_worse = [(0, 1), (3, 2), (0, 2), (3, 1)]  # rows (one mission), then columns (one episode)
-        found.append(
-            Record(
-                id=f"grid-{number}",
-                candidates=tuple(candidate_of(episode, media.add, prompt=mission.prompt()) for mission, episode in cells),
-                feedback=tuple(Comparison(ranking=((better,), (worse,))) for better, worse in better_worse),
-                tags=("grid",),
-            )
-        )
+        answers = [candidate_of(episode, media.add).parts for episode in (first, second)]
+        found.append(grid(f"grid-{number}", [mission.prompt() for mission in asked], answers))
     return found
 
 

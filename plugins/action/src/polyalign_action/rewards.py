@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from polyalign.errors import MediaError
 from polyalign.rewards.base import Judged, Reward
@@ -22,13 +23,21 @@ class ReturnReward(Reward):
         """Return one return per trajectory. Raises `MediaError` for responses that are none."""
         return [trajectory.discounted(self.config.discount) for trajectory in trajectories_of(items, self.name)]
 
-    def per_decision(self, items: Sequence[Judged]) -> list[Sequence[float]]:
-        """Return what each action was paid, multiplied by ``discount ** step``: the return adds them up."""
-        discount = self.config.discount
-        return [
-            [float(reward) * discount**step for step, reward in enumerate(trajectory.rewards)]
-            for trajectory in trajectories_of(items, self.name)
-        ]
+    def per_decision(self, items: Sequence[Judged]) -> list[Sequence[float]] | None:
+        """Return what each decision was paid, the reward of step t multiplied by ``discount ** t``: the return adds them up.
+        None if any of the trajectories cannot tell (`Trajectory.paid`)."""
+        trajectories = trajectories_of(items, self.name)
+        if any(trajectory.paid == () for trajectory in trajectories):
+            return None
+        return [self._paid(trajectory) for trajectory in trajectories]
+
+    def _paid(self, trajectory: Trajectory) -> list[float]:
+        steps = [float(reward) * self.config.discount**step for step, reward in enumerate(trajectory.rewards)]
+        if trajectory.paid is None:
+            return steps
+        assert sum(trajectory.paid) == len(steps), f"{sum(trajectory.paid)} steps are paid, of {len(steps)}"
+        rest = iter(steps)
+        return [sum(islice(rest, count)) for count in trajectory.paid]
 
 
 def trajectories_of(items: Sequence[Judged], reward: str) -> list[Trajectory]:

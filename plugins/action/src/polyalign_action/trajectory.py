@@ -27,6 +27,9 @@ class Trajectory:
     environment counts them, or ``[T, A]`` float32 before the environment clips them. ``rewards`` ``[T]`` float32.
     ``terminated``: the episode came to its own end; otherwise it was cut by a time limit. ``success``: whether the task was
     solved, where the environment says so; None where it does not.
+
+    ``paid``: how many steps' rewards fall due at each decision of the policy that played it. None: a decision is a step; empty:
+    nobody can tell. It is not stored.
     """
 
     environment: str
@@ -36,6 +39,7 @@ class Trajectory:
     rewards: np.ndarray
     terminated: bool
     success: bool | None = None
+    paid: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.rewards)
