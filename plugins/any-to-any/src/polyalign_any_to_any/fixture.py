@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from polyalign.plugins.registry import registry
 from polyalign.policies.base import Policy
-from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.fixture import PolicyFixture, grid
 from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
 from polyalign.records.schema import Candidate, Comparison, MediaPart, Message, Part, Record, TextPart
 from polyalign.records.store import MemoryMedia
@@ -77,16 +77,8 @@ def records(modalities: tuple[str, ...] = ("image", "audio")) -> tuple[list[Reco
             Record(id=f"pair-{number}", prompt=prompt, candidates=candidates, feedback=(Comparison(ranking=((0,), (1,))),))
         )
     for first, second in ((0, 1), (2, 3)):
-        cells = [(first, first), (first, second), (second, first), (second, second)]
-        rankings = [(0, 1), (3, 2), (0, 2), (3, 1)]  # rows (one prompt), then columns (one answer)
-        found.append(
-            Record(
-                id=f"grid-{first}",
-                candidates=tuple(Candidate(parts=told(answer), prompt=asked(shown, modalities[0])) for shown, answer in cells),
-                feedback=tuple(Comparison(ranking=((better,), (worse,))) for better, worse in rankings),
-                tags=("grid",),
-            )
-        )
+        shown = [asked(number, modalities[0]) for number in (first, second)]
+        found.append(grid(f"grid-{first}", shown, [told(first), told(second)]))
     return found, media
 
 

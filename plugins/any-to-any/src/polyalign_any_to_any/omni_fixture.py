@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from polyalign.policies.config import LoraConfig
-from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.fixture import PolicyFixture, grid
 from polyalign.policies.tiny_language import byte_tokenizer
 from polyalign.records.samples import MediaSource
 from polyalign.records.schema import Candidate, Comparison, MediaPart, Message, Part, Record, TextPart
@@ -146,16 +146,8 @@ def records() -> tuple[list[Record], MediaSource]:
         for number, modalities in enumerate((("image",), ("video",), ("audio",), ("audio", "image", "video")))
     ]
     for first, second, modalities in ((0, 1, ("image", "audio")), (2, 3, ("video",))):
-        cells = [(first, first), (first, second), (second, first), (second, second)]
-        rankings = [(0, 1), (3, 2), (0, 2), (3, 1)]  # rows (one prompt), then columns (one answer)
-        found.append(
-            Record(
-                id=f"grid-{first}",
-                candidates=tuple(Candidate(parts=said(answer), prompt=asked(shown, *modalities)) for shown, answer in cells),
-                feedback=tuple(Comparison(ranking=((better,), (worse,))) for better, worse in rankings),
-                tags=("grid",),
-            )
-        )
+        shown, answers = [asked(first, *modalities), asked(second, *modalities)], [said(first), said(second)]
+        found.append(grid(f"grid-{first}", shown, answers))
     return found, media
 
 

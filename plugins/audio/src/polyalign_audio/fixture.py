@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from polyalign.policies.config import LoraConfig
-from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.fixture import PolicyFixture, grid
 from polyalign.policies.media_training import freeze
 from polyalign.policies.tiny_language import byte_tokenizer
 from polyalign.records.samples import MediaSource
@@ -130,16 +130,8 @@ def records(question: str = "What is it?") -> tuple[list[Record], MediaSource]:
         for word, wrong in zip(words, (*words[1:], words[0]), strict=True)
     ]
     for first, second in (words[:2], words[2:]):
-        cells = [(first, first), (first, second), (second, first), (second, second)]
-        rankings = [(0, 1), (3, 2), (0, 2), (3, 1)]  # rows (one clip), then columns (one description)
-        found.append(
-            Record(
-                id=f"grid-{first}",
-                candidates=tuple(Candidate(parts=said(word), prompt=asked(heard)) for heard, word in cells),
-                feedback=tuple(Comparison(ranking=((better,), (worse,))) for better, worse in rankings),
-                tags=("grid",),
-            )
-        )
+        shown, answers = [asked(first), asked(second)], [said(first), said(second)]
+        found.append(grid(f"grid-{first}", shown, answers))
     return found, media
 
 

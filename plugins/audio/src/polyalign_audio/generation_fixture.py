@@ -10,7 +10,7 @@ import torch
 
 from polyalign.policies.base import Policy
 from polyalign.policies.feature_cache import FeatureCache
-from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.fixture import PolicyFixture, grid
 from polyalign.policies.tiny_language import byte_tokenizer
 from polyalign.records.schema import Candidate, Comparison, MediaPart, Message, Record
 from polyalign.records.store import MemoryMedia
@@ -52,15 +52,8 @@ def tones(rate: int = RATE, seconds: float = 0.1) -> tuple[list[Record], MemoryM
         for number, (chosen, rejected) in enumerate(pairs)
     ]
     for number, (first, second) in enumerate([("low", "high"), ("middle", "low")]):
-        cells = [(wanted, heard) for wanted in (first, second) for heard in (first, second)]
-        records.append(
-            Record(
-                id=f"grid-{number}",
-                candidates=tuple(Candidate(parts=clip(heard, seconds), prompt=asked(wanted)) for wanted, heard in cells),
-                feedback=tuple(Comparison(ranking=((a,), (b,))) for a, b in ((0, 1), (3, 2), (0, 2), (3, 1))),
-                tags=("grid",),
-            )
-        )
+        clips = [clip(first, seconds), clip(second, seconds)]
+        records.append(grid(f"grid-{number}", [asked(first), asked(second)], clips))
     return records, media
 
 

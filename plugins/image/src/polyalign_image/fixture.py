@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from polyalign.policies.config import LoraConfig
-from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.fixture import PolicyFixture, grid
 from polyalign.policies.media_training import freeze
 from polyalign.policies.tiny_language import byte_tokenizer
 from polyalign.records.samples import MediaSource
@@ -113,16 +113,8 @@ def records() -> tuple[list[Record], MediaSource]:
         for colour, wrong in zip(COLOURS, (*COLOURS[1:], COLOURS[0]), strict=True)
     ]
     for first, second in (COLOURS[:2], COLOURS[2:]):
-        cells = [(first, first), (first, second), (second, first), (second, second)]
-        rankings = [(0, 1), (3, 2), (0, 2), (3, 1)]  # rows (one picture), then columns (one caption)
-        found.append(
-            Record(
-                id=f"grid-{first}",
-                candidates=tuple(Candidate(parts=said(caption), prompt=asked(shown)) for shown, caption in cells),
-                feedback=tuple(Comparison(ranking=((better,), (worse,))) for better, worse in rankings),
-                tags=("grid",),
-            )
-        )
+        shown, answers = [asked(first), asked(second)], [said(first), said(second)]
+        found.append(grid(f"grid-{first}", shown, answers))
     return found, media
 
 

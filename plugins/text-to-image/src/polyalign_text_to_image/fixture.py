@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from polyalign.policies.feature_cache import FeatureCache
-from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.fixture import PolicyFixture, grid
 from polyalign.policies.pipelines.config import AttentionLoraConfig
 from polyalign.policies.pipelines.families import family_of
 from polyalign.policies.pipelines.frozen import FrozenPipeline
@@ -56,19 +56,9 @@ def drawings() -> tuple[list[Record], MemoryMedia]:
         for colour in COLOURS
     ]
     for first, second in zip(COLOURS[::2], COLOURS[1::2], strict=True):
-        asked = {colour: (Message(role="user", parts=f"a {colour} disc"),) for colour in (first, second)}  # type: ignore[arg-type]
-        records.append(
-            Record(
-                id=f"grid-{first}-{second}",
-                candidates=tuple(
-                    Candidate(parts=picture(drawn, "disc"), prompt=asked[wanted])
-                    for wanted in (first, second)
-                    for drawn in (first, second)
-                ),
-                feedback=(Comparison(ranking=((0,), (1,))), Comparison(ranking=((3,), (2,)))),
-                tags=("grid",),
-            )
-        )
+        asked = [(Message(role="user", parts=f"a {colour} disc"),) for colour in (first, second)]  # type: ignore[arg-type]
+        answers = [picture(first, "disc"), picture(second, "disc")]
+        records.append(grid(f"grid-{first}-{second}", asked, answers, columns=False))
     return records, media
 
 

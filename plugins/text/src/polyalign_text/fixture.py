@@ -8,9 +8,9 @@ from typing import Any
 from polyalign.policies.base import Policy
 from polyalign.policies.completion_mask import PromptResponseEncoder
 from polyalign.policies.config import TokensConfig
-from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.fixture import PolicyFixture, grid
 from polyalign.policies.tiny_language import byte_tokenizer, tiny_llama
-from polyalign.records.schema import Candidate, Comparison, Message, Record
+from polyalign.records.schema import Candidate, Comparison, Message, Record, TextPart
 from polyalign_text.config import ControlAdaptersConfig
 from polyalign_text.control_adapters import ControlAdaptersPolicy, ControlEncoder
 from polyalign_text.policy import TextPolicy
@@ -58,11 +58,8 @@ def records() -> list[Record]:
         for number, (prompt, chosen, rejected) in enumerate(pairs)
     ]
     for number, (first, answer_first, second, answer_second) in enumerate(grids):
-        cells = [(first, answer_first), (first, answer_second), (second, answer_first), (second, answer_second)]
-        candidates = tuple(Candidate(parts=answer, prompt=_user(prompt)) for prompt, answer in cells)  # type: ignore[arg-type]
-        better_worse = [(0, 1), (3, 2), (0, 2), (3, 1)]  # rows (one prompt), then columns (one answer)
-        comparisons = tuple(Comparison(ranking=pair) for pair in better_worse)  # type: ignore[arg-type]
-        found.append(Record(id=f"grid-{number}", candidates=candidates, feedback=comparisons, tags=("grid",)))
+        answers = [(TextPart(text=answer),) for answer in (answer_first, answer_second)]
+        found.append(grid(f"grid-{number}", [_user(first), _user(second)], answers))
     return found
 
 

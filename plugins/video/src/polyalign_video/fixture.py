@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from polyalign.policies.config import LoraConfig
-from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.fixture import PolicyFixture, grid
 from polyalign.policies.tiny_language import byte_tokenizer
 from polyalign.records.samples import MediaSource
 from polyalign.records.schema import Candidate, Comparison, MediaPart, Message, Record, TextPart
@@ -108,16 +108,8 @@ def records() -> tuple[list[Record], MediaSource]:
     ]
     for first in ("left", "down"):
         second = OPPOSITE[first]
-        cells = [(first, first), (first, second), (second, first), (second, second)]
-        rankings = [(0, 1), (3, 2), (0, 2), (3, 1)]  # rows (one clip), then columns (one answer)
-        found.append(
-            Record(
-                id=f"grid-{first}",
-                candidates=tuple(Candidate(parts=said(answer), prompt=asked(shown)) for shown, answer in cells),
-                feedback=tuple(Comparison(ranking=((better,), (worse,))) for better, worse in rankings),
-                tags=("grid",),
-            )
-        )
+        shown, answers = [asked(first), asked(second)], [said(first), said(second)]
+        found.append(grid(f"grid-{first}", shown, answers))
     return found, media
 
 

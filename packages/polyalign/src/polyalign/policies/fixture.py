@@ -9,7 +9,7 @@ from typing import Any
 from polyalign.plugins.specs import PolicySpec, load_attribute
 from polyalign.policies.base import Policy
 from polyalign.records.samples import MediaSource
-from polyalign.records.schema import Record
+from polyalign.records.schema import Candidate, Comparison, Message, Part, Record
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,15 @@ class PolicyFixture:
     with_values: Callable[[], Policy] | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
     decoding_whole: Mapping[str, Any] = field(default_factory=dict)
+
+
+def grid(name: str, prompts: Sequence[tuple[Message, ...]], answers: Sequence[tuple[Part, ...]], columns: bool = True) -> Record:
+    """Return a grid of two prompts x two answers, each answer better under its own prompt; ``columns``: each prompt is also the
+    better one for its own answer."""
+    cells = tuple(Candidate(parts=answer, prompt=prompt) for prompt in prompts for answer in answers)
+    better_worse = [(0, 1), (3, 2), *([(0, 2), (3, 1)] if columns else [])]
+    feedback = tuple(Comparison(ranking=((better,), (worse,))) for better, worse in better_worse)
+    return Record(id=name, candidates=cells, feedback=feedback, tags=("grid",))
 
 
 def fixtures_of(spec: PolicySpec) -> tuple[PolicyFixture, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from polyalign.policies.feature_cache import FeatureCache
-from polyalign.policies.fixture import PolicyFixture
+from polyalign.policies.fixture import PolicyFixture, grid
 from polyalign.policies.pipelines.config import AttentionLoraConfig
 from polyalign.policies.pipelines.families import family_of
 from polyalign.policies.pipelines.frozen import FrozenPipeline
@@ -54,19 +54,9 @@ def clips() -> tuple[list[Record], MemoryMedia]:
         for colour in COLOURS
     ]
     for first, second in (("red", "green"), ("blue", "black")):
-        asked = {colour: (Message(role="user", parts=f"a moving {colour}"),) for colour in (first, second)}  # type: ignore[arg-type]
-        records.append(
-            Record(
-                id=f"grid-{first}-{second}",
-                candidates=tuple(
-                    Candidate(parts=shown(drawn, True), prompt=asked[wanted])
-                    for wanted in (first, second)
-                    for drawn in (first, second)
-                ),
-                feedback=(Comparison(ranking=((0,), (1,))), Comparison(ranking=((3,), (2,)))),
-                tags=("grid",),
-            )
-        )
+        asked = [(Message(role="user", parts=f"a moving {colour}"),) for colour in (first, second)]  # type: ignore[arg-type]
+        answers = [shown(first, True), shown(second, True)]
+        records.append(grid(f"grid-{first}-{second}", asked, answers, columns=False))
     return records, media
 
 
