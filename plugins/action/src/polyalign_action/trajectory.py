@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 MIME = "application/x-trajectory+safetensors"
 METADATA = "polyalign_trajectory"
 LONGEST_HEADER = 10_000  # bytes
+LONGEST_REASON = 200  # characters, of why there is no moving picture
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 
 
@@ -112,7 +114,8 @@ class TrajectoryModality(Modality):
         return steps
 
     def preview_html(self, data: bytes, mime: str) -> str:
-        """Return the observations over time as a line drawing, a colour each, or, for damaged bytes, the reason."""
+        """Return what was done as an animation, if the environment can be drawn here, and the observations over time as a line
+        drawing, a colour each; or, for damaged bytes, the reason. Playing the episode again needs no display."""
         try:
             shown = self.decode(data)
         except MediaError as error:
@@ -127,7 +130,20 @@ class TrajectoryModality(Modality):
         end = {True: "solved", False: "not solved", None: "ended" if shown.terminated else "cut"}[shown.success]
         words = f"{shown.environment}, seed {shown.seed}: {len(shown)} steps, {end}, return {shown.discounted():g}"
         drawing = f'<svg width="300" height="62" viewBox="0 0 300 62">{"".join(lines)}</svg>'
-        return f"<figure>{drawing}<figcaption>{html.escape(words)}</figcaption></figure>"
+        moving, why = _moving(shown)
+        return f"<figure>{moving}{drawing}<figcaption>{html.escape(words)}{why}</figcaption></figure>"
+
+
+def _moving(trajectory: Trajectory) -> tuple[str, str]:
+    """Return the episode as an image element, or nothing and the reason, in HTML."""
+    try:
+        from polyalign_action.replay import clip_of
+
+        clip = clip_of(trajectory)
+    except (ImportError, MediaError) as error:  # data can be looked at without gymnasium or Pillow
+        reason = " ".join(str(error).split())
+        return "", f'<br><span class="muted">No moving picture: {html.escape(reason[:LONGEST_REASON])}</span>'
+    return f'<img alt="the episode" src="data:image/webp;base64,{base64.b64encode(clip).decode()}"><br>', ""
 
 
 def checked(trajectory: Trajectory) -> Trajectory:
