@@ -159,6 +159,25 @@ def test_with_adapters_off_scores_equal_the_base_bitwise() -> None:
     assert policy.fingerprint() == base.fingerprint()
 
 
+def test_what_trains_in_full_beside_adapters_trains_on_after_the_reference_was_asked() -> None:
+    """transformers switches such modules off for the base model, and not on again."""
+    model = tiny_llama(258, initializer_range=0.3)
+    add_lora(model, LoraConfig(rank=4), seed=1, in_full=["model.norm"])
+    policy = policy_of(model)
+    batch, names = policy.collate(SAMPLES), set(trainable(policy))
+    base = policy(batch).log_probs.detach()
+    with torch.no_grad():
+        for name, parameter in trainable(policy).items():
+            parameter += 0.1 * ("lora_" not in name)
+    tuned = policy(batch).log_probs.detach()
+    with policy.as_reference():
+        assert torch.equal(policy(batch).log_probs, base)
+    assert torch.equal(policy(batch).log_probs, tuned) and not torch.allclose(tuned, base)
+    assert set(trainable(policy)) == names and any("norm" in name for name in names)
+    policy(batch).reduced().sum().backward()
+    assert all(parameter.grad is not None for parameter in trainable(policy).values())
+
+
 def test_a_policy_without_adapters_says_so_when_asked_for_the_base(policy: TokenPolicy) -> None:
     assert not policy.has_adapters
     with pytest.raises(TrainingError, match="frozen_copy"), policy.as_reference():

@@ -45,12 +45,24 @@ def add_lora(model: Any, config: LoraConfig, seed: int, within: nn.Module | None
 
 @contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
-    """Run the base model: adapters are switched off inside and back on after."""
+    """Run the base model: adapters, and what trains in full beside them, are switched off inside and back on after.
+
+    transformers switches modules that train in full off and not on again, and switching changes what requires gradients, so both
+    are put back here.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    training = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.disable_adapters()
     try:
         yield
     finally:
         model.enable_adapters()
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.enable_adapters(True)
+        for parameter, trained in training:
+            parameter.requires_grad_(trained)
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -36,6 +36,8 @@ def freeze(model: Any, config: MediaTokensConfig, modalities: Sequence[str], see
 
 
 def _all_in(name: str, module: nn.Module, parts: dict[str, Part], trained: set[Part]) -> bool:
+    if isinstance(module, nn.ModuleList):  # is never called, so there is nothing that peft could put in its place
+        return False
     own = [parts[f"{name}.{inner}"] for inner, _ in module.named_parameters()] if name else []
     return bool(own) and set(own) <= trained
 
