@@ -12,7 +12,7 @@ import torch
 from polyalign.objectives.pairwise import DPO
 from polyalign.objectives.supervised import SFT
 from polyalign.policies.adapters import trainable
-from polyalign.policies.reference import FrozenCopy
+from polyalign.policies.reference import AdaptersOff, FrozenCopy
 from polyalign.records.samples import Prompt, Sample
 from polyalign.records.schema import MediaPart, Message, TextPart
 from polyalign.records.store import MemoryMedia
@@ -141,10 +141,16 @@ def test_a_start_token_without_a_medium_is_a_word_like_others() -> None:
     assert torch.isfinite(scores.log_probs).all()
     with pytest.raises(ValueError, match="not in list"):
         own_log_probs(found, item, "yes")
+    (rollout,) = found.generate([Prompt.of(item.prompt, MEDIA)], temperature=0.0, max_new_tokens=4)
+    with torch.no_grad():
+        expected = found.likeliest(found.collator.of_rollouts([rollout]), 1)[0][:, 0]
+    assert expected.tolist() == rollout.decisions[0].ids.tolist()
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
-@pytest.mark.parametrize("settings", [{}, {"lora": None, "tower": "full"}], ids=["lora", "everything"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"tower": "full"}, {"lora": None, "tower": "full"}], ids=["lora", "lora-towers", "everything"]
+)
 def test_steps_move_the_margin_and_reach_every_weight(objective: str, settings: dict[str, Any]) -> None:
     """DPO raises the margin of each pair: a picture's, a clip's, a sound's, and that of all three in one prompt. SFT, which sees
     better answers only, raises each of them, and the mean margin, though what is better here is worse there."""
@@ -158,13 +164,15 @@ def test_steps_move_the_margin_and_reach_every_weight(objective: str, settings: 
             return found(micro.batch, frozenset()).reduced("sum").mean(-1)
 
     before = log_probs()
-    steps, rate = (6, 1e-3) if objective == "dpo" else (20, 3e-3 if "tower" in settings else 1e-2)
-    window = WindowLoss(found, FrozenCopy(found) if objective == "dpo" else None, DPO() if objective == "dpo" else SFT(), "cpu")
-    optimizer = torch.optim.AdamW(trainable(found).values(), lr=rate, weight_decay=0.0)
+    steps, rate = (6, 1e-3) if objective == "dpo" else (20, 3e-3 if settings else 1e-2)
+    reference = AdaptersOff(found) if found.has_adapters else FrozenCopy(found)
+    window = WindowLoss(found, *((reference, DPO()) if objective == "dpo" else (None, SFT())), "cpu")
+    parameters = trainable(found)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
     for step in range(steps):
         window.train([micro], lambda value, last: value.backward())
         if step == steps - 1:
-            for name, parameter in trainable(found).items():
+            for name, parameter in parameters.items():
                 assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.any(), name
         optimizer.step()
         optimizer.zero_grad()

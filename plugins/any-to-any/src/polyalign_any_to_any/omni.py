@@ -13,6 +13,7 @@ from polyalign.errors import ConfigError
 from polyalign.policies.base import Batch
 from polyalign.policies.completion_mask import Encoded, Medium
 from polyalign.policies.generation import left_padded_embeddings
+from polyalign.policies.media_features import towers_of
 from polyalign.policies.media_kinds import MediaKind, installed_kind
 from polyalign.policies.media_tokens import MediaTokenPolicy
 from polyalign.policies.media_training import freeze
@@ -61,8 +62,7 @@ class OmniEncoder(ProcessorEncoder):
         )
         self.around = {"image": seen, "video": seen, "audio": heard}
         super().__init__(processor, kinds, chat_template)
-        starts = self.tokenizer.convert_tokens_to_ids([seen[0], heard[0]])
-        self.start_ids = torch.tensor(sorted(starts))
+        self.start_ids = frozenset(self.tokenizer.convert_tokens_to_ids([seen[0], heard[0]]))
 
     def text(self, parts: Sequence[TextPart | MediaPart], where: str) -> str:
         return "".join(
@@ -89,18 +89,27 @@ class OmniLanguagePolicy(MediaTokenPolicy):
     encoder: OmniEncoder
 
     def position_inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """As in the base class. The model counts media by their start tokens, so one that begins no medium (text may spell it
-        out, and a policy may draw it) is shown as another."""
         inputs = super().position_inputs(batch)
-        ids, here = inputs["input_ids"], batch.tensors["media_index"] >= 0
-        begins = torch.cat([here[:, 1:], torch.zeros_like(here[:, :1])], 1)
-        stray = torch.isin(ids, self.encoder.start_ids.to(ids.device)) & ~begins
-        inputs["input_ids"] = ids.masked_fill(stray, self.collator.pad_id)
+        inputs["input_ids"] = self.without_strays(inputs["input_ids"])
         if "feature_attention_mask" in inputs:
             inputs["audio_seqlens"] = inputs["feature_attention_mask"].sum(-1)
         if "video_second_per_grid" in inputs:
             inputs["second_per_grids"] = inputs["video_second_per_grid"]
         return inputs
+
+    def without_strays(self, ids: Tensor) -> Tensor:
+        """Return ids ``[N, L]`` to count positions by: the model takes every start token for a medium, so one that begins none
+        (text may spell it out, and a policy may draw it) becomes another token."""
+        starts, media = (
+            torch.tensor(sorted(known), device=ids.device) for known in (self.encoder.start_ids, self.encoder.media_ids)
+        )
+        here = torch.isin(ids, media)
+        begins = torch.cat([here[:, 1:], torch.zeros_like(here[:, :1])], 1)
+        return ids.masked_fill(torch.isin(ids, starts) & ~begins, self.collator.pad_id)
+
+    def continued(self, rows: Sequence[Encoded], input_ids: Tensor, attention_mask: Tensor, **how: Any) -> Tensor:
+        found = super().continued(rows, self.without_strays(input_ids), attention_mask, **how)
+        return torch.cat([input_ids, found[:, input_ids.shape[1] :]], 1)
 
     def media_inputs(self, rows: Sequence[Encoded], input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
         """Embeddings with the features in place, since the model takes features of sound in no other way, and what it counts
@@ -127,8 +136,14 @@ def build(config: OmniLanguageConfig, *, device: str | torch.device = "cpu", see
 def assembled(model: Any, processor: Any, config: OmniLanguageConfig, seed: int = 0) -> OmniLanguagePolicy:
     """Return the policy over a thinker and its processor, its parts frozen or trained as the configuration says."""
     kinds = kinds_of(model, processor, config)
-    freeze(model, config, [kind.modality for kind in kinds], seed)
-    model.model.audio_tower.audio_bos_eos_token.requires_grad_(False)  # no forward of the thinker reads it
+    freeze(model, config, MODALITIES, seed)
+    read = towers_of(model, [kind.modality for kind in kinds])
+    for tower in towers_of(model, MODALITIES):
+        if tower not in read:  # no installed plugin opens what it encodes
+            tower.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "audio_bos_eos_token" in name:  # no forward of the thinker reads it
+            parameter.requires_grad_(False)
     return OmniLanguagePolicy(model, OmniEncoder(processor, kinds, config.chat_template), config)
 
 
