@@ -44,6 +44,9 @@ VOICES = {  # voice: (words a minute, pitch)
     "en-us": (170, 50), "en-us+f3": (170, 55), "en-gb": (160, 45), "en-gb-scotland": (170, 50), "en-029": (165, 50),
     "en-us+m3": (180, 40), "en-us+f2": (160, 60), "en-gb-x-rp+f4": (175, 50), "en-us-nyc": (170, 50), "en-gb+m5": (165, 45),
     "en-us+linda": (170, 50), "en-gb-x-gbclan+m1": (165, 50), "en-us+f5": (175, 55), "en-gb+f1": (170, 50),
+    "en-us+Alicia": (170, 50), "en-us+Andy": (170, 50), "en-gb+Annie": (165, 50), "en-us+antonio": (170, 50),
+    "en-gb+belinda": (170, 50), "en-us+david": (175, 45), "en-gb+Gene": (165, 50), "en-us+Lee": (170, 50),
+    "en-us+m7": (170, 45), "en-gb-scotland+f2": (165, 55), "en-us+zac": (175, 50), "en-gb+rob": (165, 45),
 }  # fmt: skip
 SHIPPED_VOICES = ("en-us", "en-us+f3", "en-gb-scotland", "en-us+m3", "en-gb+f1")
 HELD_OUT_VOICES = {"en-gb-x-gbcwmd": (170, 50), "en-us+steph": (165, 50), "en-us+michael": (175, 45)}
@@ -120,13 +123,13 @@ def stored(store: MediaStore) -> dict[str, Media]:
     for name in THINGS:
         draw = random.Random(name)
         both = drawings()[name]
-        moved = [[placed(drawing, draw) for drawing in both] for _ in range(4)]
+        moved = [[placed(drawing, draw) for drawing in both] for _ in range(5)]
         found[name] = Media(
             asked={
                 "audio": clips(name, {voice: VOICES[voice] for voice in SHIPPED_VOICES}),
                 "image": pictures([one for pair in moved[:3] for one in pair]),
             },
-            held_out={"audio": clips(name, HELD_OUT_VOICES), "image": pictures(moved[3])},
+            held_out={"audio": clips(name, HELD_OUT_VOICES), "image": pictures(moved[3] + moved[4])},
             answers={
                 "audio": clips(name, {voice: VOICES[voice] for voice in ANSWERING}),
                 "image": pictures([centred(drawing) for drawing in both]),
@@ -177,26 +180,27 @@ def preferences(media: dict[str, Media], split: str, per_thing: int) -> Iterator
                     feedback=(Comparison(ranking=((best,), (1 - best,)), aspect="right thing", annotator="rule:thing"),),
                     group=direction,
                     tags=(direction,),
-                    conditions={"answer": name},
+                    conditions={"answer": name, "wanted": direction.split("-to-")[1]},
                     provenance=SOURCE,
                     licence=LICENCE,
                 )
 
 
 def questions(media: dict[str, Media]) -> Iterator[Record]:
-    """Yield what the model is measured by: every thing in every direction, twice, by media that were held out."""
+    """Yield what the model is measured by: every thing in every direction, three times, by media that were held out."""
     for direction in DIRECTIONS:
         for name in THINGS:
             draw = random.Random(f"question {name} {direction}")
-            for number in range(2):
-                prompt = asked(name, direction, media[name].held_out.get(direction.split("-to-")[0]), draw)
+            held_out = media[name].held_out.get(direction.split("-to-")[0])
+            for number in range(3):
+                prompt = asked(name, direction, (held_out[number],) if held_out is not None else None, draw)
                 yield Record(
                     id=f"{direction}-{name}-{number}",
                     prompt=prompt,
                     candidates=(Candidate(parts=answer(name, direction, media, draw)),),
                     group=direction,
                     tags=(direction, "held-out" if name in HELD_OUT_THINGS else "preferred"),
-                    conditions={"answer": name},
+                    conditions={"answer": name, "wanted": direction.split("-to-")[1]},
                     provenance=SOURCE,
                     licence=LICENCE,
                 )
@@ -225,11 +229,12 @@ of, the worse one of another thing.
 
 `media/` holds {len(media):,} files, {size}: PNG of {SIDE} x {SIDE} pixels, FLAC of 8 kHz.
 
-- `train.jsonl`, `test.jsonl`: pairs. `tags` and `group` name the direction, the condition `answer` the thing.
-  {len(HELD_OUT_THINGS)} things are in `test` alone: {things}. Held out means from preferences: `zoo:tiny-any` learnt all of them.
-- `questions.jsonl`: every thing in every direction, twice, with one right answer: what `zoo:tiny-any` is measured by. Spoken
-  prompts are of voices ({voices}) and pictured ones of placements that neither the model nor its
-  preferences have seen.
+- `train.jsonl`, `test.jsonl`: pairs. `tags` and `group` name the direction; the conditions are `answer`, the thing, and `wanted`,
+  the kind of answer. {len(HELD_OUT_THINGS)} things are in `test` alone: {things}.
+  Held out means from preferences: `zoo:tiny-any` learnt all of them.
+- `questions.jsonl`: every thing in every direction, three times, with one right answer: what `zoo:tiny-any` is measured by.
+  Spoken prompts are of voices ({voices}) and pictured ones of placements that neither the
+  model nor its preferences have seen.
 - Prompts end with what is wanted: {wanted} Answers are drawn in the middle of the
   picture, in one of two styles, or spoken by {" or ".join(ANSWERING)}.
 

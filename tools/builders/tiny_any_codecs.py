@@ -13,31 +13,35 @@ from emoji_any import HELD_OUT_VOICES, RATE, THINGS, VOICES, centred, drawings, 
 from torch import Tensor
 
 from polyalign_any_to_any.media.base import Codebook
-from polyalign_any_to_any.media.pictures import PictureTokenizer, as_pixels, patches
+from polyalign_any_to_any.media.drawings import DrawingTokenizer
+from polyalign_any_to_any.media.pictures import as_pixels
 from polyalign_any_to_any.media.speech import SpeechTokenizer, log_spectra
 from polyalign_any_to_any.speech_judge import SpeechJudge
 from polyalign_audio.modality import Clip
 
 DECAY, COMMITMENT = 0.98, 0.25  # of the codebook's moving average; weight of the pull towards it
-SPEEDS = (0.9, 1.05)  # factors on a voice's own speed
+WAYS = ((0.85, -8), (0.95, 8), (1.05, -3), (1.15, 4))  # factors on a voice's own speed, and what is added to its pitch
+PLAINLY = ((1.0, 0),)
 
 
-def clips(work: Path, voices: dict[str, tuple[int, int]], speeds: tuple[float, ...]) -> dict[tuple[str, str], list[Clip]]:
-    """Return every word in every voice, spoken once and kept in the work folder."""
+def clips(
+    work: Path, voices: dict[str, tuple[int, int]], ways: tuple[tuple[float, int], ...]
+) -> dict[tuple[str, str], list[Clip]]:
+    """Return every word in every voice, spoken once in each way and kept in the work folder."""
     found: dict[tuple[str, str], list[Clip]] = {}
     for voice, (speed, pitch) in voices.items():
-        path = work / "clips" / f"{voice}-{'-'.join(map(str, speeds))}.npz"
+        path = work / "clips" / f"{voice}-{len(ways)}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             said = {
-                f"{name} {factor}": spoken(name, voice, round(speed * factor), pitch).samples
+                f"{name} {factor} {higher}": spoken(name, voice, round(speed * factor), pitch + higher).samples
                 for name in THINGS
-                for factor in speeds
+                for factor, higher in ways
             }
             np.savez(path, **said)
         with np.load(path) as kept:
             for name in THINGS:
-                found[name, voice] = [Clip(kept[f"{name} {factor}"], RATE) for factor in speeds]
+                found[name, voice] = [Clip(kept[f"{name} {factor} {higher}"], RATE) for factor, higher in ways]
     return found
 
 
@@ -84,31 +88,27 @@ def learn(
     codec.eval().requires_grad_(False)
 
 
-def picture_tokenizer(rounds: int = 12) -> PictureTokenizer:
-    """Find the patches by k-means (Lloyd's algorithm) over the things of `emoji-any`, in the middle and moved."""
-    draw = random.Random(0)
-    tokenizer = PictureTokenizer()
-    things = [one for both in drawings().values() for one in both]
-    shown = [centred(one) for one in things] * 2 + [placed(one, draw) for one in things for _ in range(6)]
-    found = torch.cat([patches(as_pixels(picture, tokenizer.side)) for picture in shown])
+def picture_tokenizer(steps: int) -> DrawingTokenizer:
+    """Learn the things of `emoji-any`, in the middle and moved."""
     torch.manual_seed(0)
-    different = found.unique(dim=0)
-    centres = different[torch.randperm(len(different))[: tokenizer.codes]]
-    for number in range(rounds):
-        tokenizer.codebook.vectors.copy_(centres)
-        codes = tokenizer.codebook.nearest(found)
-        count = torch.bincount(codes, minlength=tokenizer.codes)
-        means = torch.zeros_like(centres).index_add(0, codes, found) / count.clamp(min=1)[:, None]
-        centres = torch.where((count > 0)[:, None], means, different[torch.randperm(len(different))[: tokenizer.codes]])
-        print(f"round {number + 1}: mean squared error {float((found - tokenizer.codebook.vectors[codes]).square().mean()):.4f}")
-    tokenizer.codebook.vectors.copy_(centres)
+    tokenizer = DrawingTokenizer()
+    things = [one for both in drawings().values() for one in both]
+    place = random.Random(0)
+    answered = torch.stack([as_pixels(centred(one), tokenizer.side) for one in things])
+    asked = torch.stack([as_pixels(placed(one, place), tokenizer.side) for one in things for _ in range(48)])
+
+    def batches(step: int) -> Tensor:
+        draw = torch.Generator().manual_seed(step)
+        return torch.cat([made[torch.randint(len(made), (16,), generator=draw)] for made in (answered, asked)])
+
+    learn(tokenizer.codec, batches, tokenizer.codec.latents, tokenizer.codec.drawn, steps, 2e-3)
     return tokenizer
 
 
 def speech_tokenizer(work: Path, steps: int) -> SpeechTokenizer:
     torch.manual_seed(0)
     tokenizer = SpeechTokenizer()
-    spectra = [log_spectra(clip) for said in clips(work, VOICES, SPEEDS).values() for clip in said]
+    spectra = [log_spectra(clip) for said in clips(work, VOICES, WAYS).values() for clip in said]
     codec, frames = tokenizer.codec, 32
 
     def batches(step: int) -> Tensor:
@@ -132,7 +132,7 @@ def speech_judge(work: Path, steps: int) -> tuple[SpeechJudge, float]:
     torch.manual_seed(1)
     judge = SpeechJudge(THINGS)
     network = judge.network.train().requires_grad_(True)
-    heard = [(name, log_spectra(clip)) for (name, _), said in clips(work, VOICES, SPEEDS).items() for clip in said]
+    heard = [(name, log_spectra(clip)) for (name, _), said in clips(work, VOICES, WAYS).items() for clip in said]
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -145,11 +145,11 @@ def speech_judge(work: Path, steps: int) -> tuple[SpeechJudge, float]:
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 200 == 0:
-            print(f"judge step {step + 1} loss {float(loss):.3f}", flush=True)
+            print(f"judge step {step + 1} loss {float(loss.detach()):.3f}", flush=True)
     network.eval().requires_grad_(False)
-    unheard = [(name, clip) for (name, _), said in clips(work, HELD_OUT_VOICES, (1.0,)).items() for clip in said]
+    unheard = [(name, clip) for (name, _), said in clips(work, HELD_OUT_VOICES, PLAINLY).items() for clip in said]
     named = judge.names_of([clip for _, clip in unheard])
-    return judge, sum(name == found for (name, _), found in zip(unheard, named, strict=True)) / len(unheard)
+    return judge, float(np.mean([name == found for (name, _), found in zip(unheard, named, strict=True)]))
 
 
 def varied(spectra: Tensor, draw: random.Random) -> Tensor:

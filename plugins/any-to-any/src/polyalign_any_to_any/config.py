@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from polyalign.policies.config import PretrainedConfig
+from polyalign.training.config import Config, Slot
 
 
 class AnyToAnyConfig(PretrainedConfig):
@@ -20,4 +21,13 @@ class PictureTokensConfig(PretrainedConfig):
 
     side: int | None = Field(
         None, gt=0, description="pictures are made squares of so many pixels; none: what the model is made for"
+    )
+
+
+class RightThingConfig(Config):
+    """Who judges whether a response is of the right thing."""
+
+    model: str = Field("zoo:tiny-any", description="a folder, or zoo:NAME, whose judge/ folder hears spoken words")
+    encoder: Slot = Field(
+        Slot.model_validate({"name": "clip", "model": "zoo:tiny-clip"}), description="embeds pictures and the names of things"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyalign.plugins.hookspecs import hookimpl
-from polyalign.plugins.specs import TOKEN_POLICY_PROVIDES, DatasetSpec, PolicySpec
+from polyalign.plugins.specs import TOKEN_POLICY_PROVIDES, DatasetSpec, PolicySpec, RecipeSpec, RewardSpec
 
 PROVIDES = tuple(name for name in TOKEN_POLICY_PROVIDES if name not in ("mean_logit", "token_targets"))
 
@@ -60,5 +60,30 @@ def polyalign_datasets() -> Iterable[DatasetSpec]:
             summary="32 things as word, picture and spoken word: pairs over the six directions between them",
             target="polyalign_any_to_any.shipped:emoji_any",
             licence="Noto Emoji pictures Apache-2.0, Twemoji pictures CC-BY-4.0, words MIT",
+        )
+    ]
+
+
+@hookimpl
+def polyalign_rewards() -> Iterable[RewardSpec]:
+    return [
+        RewardSpec(
+            name="right_thing",
+            summary="Whether a word, a picture or a spoken word is of the thing that the prompt is of",
+            target="polyalign_any_to_any.right_thing:RightThing",
+            config="polyalign_any_to_any.config:RightThingConfig",
+            requires=("torch",),
+            inputs=("text", "image", "audio"),
+        )
+    ]
+
+
+@hookimpl
+def polyalign_recipes() -> Iterable[RecipeSpec]:
+    return [
+        RecipeSpec(
+            name="any-to-any/dpo-tiny-any",
+            summary="DPO on pairs of words, pictures and spoken words in one run, the right thing over another; a laptop CPU",
+            target="polyalign_any_to_any:recipes/dpo-tiny-any.yaml",
         )
     ]

@@ -19,6 +19,7 @@ CONFIG, WEIGHTS = "media_tokenizer.json", "media_tokenizer.safetensors"
 KINDS = {  # what a folder's configuration calls its tokenizer
     "encodec": "polyalign_any_to_any.media.codecs:EncodecTokenizer",
     "mimi": "polyalign_any_to_any.media.codecs:MimiTokenizer",
+    "vq-drawing": "polyalign_any_to_any.media.drawings:DrawingTokenizer",
     "vq-picture": "polyalign_any_to_any.media.pictures:PictureTokenizer",
     "vq-speech": "polyalign_any_to_any.media.speech:SpeechTokenizer",
 }

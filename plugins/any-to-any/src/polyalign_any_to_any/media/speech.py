@@ -21,6 +21,7 @@ from polyalign_any_to_any.media.base import Codebook, MediaTokenizer
 RATE, WINDOW, HOP = 8000, 256, 128
 BINS = WINDOW // 2 + 1
 FLOOR = 1e-3  # magnitudes below it (-60 dB of full scale) count as silence
+CENTRE, SPREAD = -5.0, 2.0  # of log spectra, about; the network sees them without
 LOUDNESS = 0.1  # root mean square that every clip is brought to
 
 
@@ -40,11 +41,11 @@ class SpeechCodec(nn.Module):
         )  # fmt: skip
 
     def latents(self, spectra: Tensor) -> Tensor:
-        return self.encoder(spectra).movedim(1, -1)  # type: ignore[no-any-return]
+        return self.encoder((spectra - CENTRE) / SPREAD).movedim(1, -1)  # type: ignore[no-any-return]
 
     def spoken(self, quantised: Tensor) -> Tensor:
         """Return log spectra of latents ``[N, F/2, D]``."""
-        return self.decoder(quantised.movedim(-1, 1))  # type: ignore[no-any-return]
+        return self.decoder(quantised.movedim(-1, 1)) * SPREAD + CENTRE  # type: ignore[no-any-return]
 
 
 class SpeechTokenizer(MediaTokenizer):
