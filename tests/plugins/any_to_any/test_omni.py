@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from polyalign.errors import ConfigError, RecordError
 from polyalign.objectives.pairwise import DPO
 from polyalign.objectives.supervised import SFT
 from polyalign.policies.adapters import trainable
+from polyalign.policies.media_kinds import installed_kind
 from polyalign.policies.reference import AdaptersOff, FrozenCopy
 from polyalign.records.samples import Prompt, Sample
 from polyalign.records.schema import MediaPart, Message, TextPart
@@ -19,6 +21,7 @@ from polyalign.records.store import MemoryMedia
 from polyalign.records.views import VIEWS
 from polyalign.training.batches import collate_examples
 from polyalign.training.window import WindowLoss
+from polyalign_any_to_any import omni
 from polyalign_any_to_any.omni import OmniLanguagePolicy, build
 from polyalign_any_to_any.omni_config import OmniLanguageConfig
 from polyalign_any_to_any.omni_fixture import SIDE, part, policy, records, tiny_thinker, wav, webp
@@ -123,6 +126,15 @@ def test_each_distinct_medium_is_encoded_once_however_many_prompts_share_it(sett
         assert len(seen["visual"]) == 2 and len(seen["audio_tower"]) == 1
 
 
+def test_features_of_frozen_towers_come_from_disk(tmp_path: Path) -> None:
+    found, plain = policy(cache_features=True), policy()
+    items = [sample(what, "yes", *PIECES[what], "?") for what in PIECES]
+    found.prepare(items, tmp_path)
+    for tower in (found.model.model.visual, found.model.model.audio_tower):
+        tower.register_forward_hook(lambda *_: pytest.fail("a tower ran again"))
+    torch.testing.assert_close(found(found.collate(items)).log_probs, plain(plain.collate(items)).log_probs)
+
+
 def test_rate_order_and_pitch_are_noticed() -> None:
     found = wide()
     clips = [medium("video", webp("red", seconds=seconds), "image/webp") for seconds in (1.0, 4.0)]
@@ -181,6 +193,22 @@ def test_steps_move_the_margin_and_reach_every_weight(objective: str, settings: 
         assert (gained[better] > gained[worse]).all()
     else:
         assert (gained[better] > 0).all() and gained[better].mean() > gained[worse].mean()
+
+
+def test_without_a_plugin_for_sound_pictures_are_read_and_sound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*missing: str) -> Any:
+        return lambda modality, *rest, **more: None if modality in missing else installed_kind(modality, *rest, **more)
+
+    monkeypatch.setattr(omni, "installed_kind", without("audio", "video"))
+    found, whole = policy(lora=None, tower="full"), policy(lora=None)
+    assert not any("audio_tower" in name for name in trainable(found)) and any("visual" in name for name in trainable(found))
+    item = sample("a", "yes", "image", "?")
+    torch.testing.assert_close(found(found.collate([item])).log_probs, whole(whole.collate([item])).log_probs)
+    with pytest.raises(RecordError, match="holds a audio part, but this policy reads text and pictures"):
+        found.collate([sample("b", "yes", "audio", "?")])
+    monkeypatch.setattr(omni, "installed_kind", without("audio", "video", "image"))
+    with pytest.raises(ConfigError, match="no plugin that decodes pictures, sound or clips"):
+        policy()
 
 
 def test_a_saved_policy_is_built_again_with_its_processor(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def kinds_of(model: Any, processor: Any, config: OmniLanguageConfig) -> list[Med
     if not found:
         raise ConfigError(
             "the policy omni-language finds no plugin that decodes pictures, sound or clips; install some: "
-            "pip install polyalign-image polyalign-audio polyalign-video"
+            "pip install 'polyalign-any-to-any[omni]'"
         )
     return found
 
