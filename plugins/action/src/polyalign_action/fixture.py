@@ -1,4 +1,4 @@
-"""Two tiny policies, of discrete and of real-valued actions, with episodes played by scripts: what the cells test trains."""
+"""Tiny policies, of discrete and of real-valued actions, with episodes played by scripts: what the cells test trains."""
 
 from __future__ import annotations
 
@@ -73,6 +73,22 @@ def pendulum(value_head: bool = False) -> Policy:
     return build(ActionConfig(environment="Pendulum-v1", hidden=(16,), goal=1, value_head=value_head, max_steps=20))
 
 
+def remembering(value_head: bool = False) -> Policy:
+    """Return a fresh policy over Pendulum that reads its last three observations, the same each time."""
+    return build(
+        ActionConfig(
+            environment="Pendulum-v1",
+            network="transformer",
+            hidden=(16,),
+            heads=2,
+            history=3,
+            goal=1,
+            value_head=value_head,
+            max_steps=20,
+        )
+    )
+
+
 def pendulums(media: InMemory) -> list[Record]:
     """Return records of Pendulum, turned one way, the other way, or swung a little."""
 
@@ -85,8 +101,8 @@ def pendulums(media: InMemory) -> list[Record]:
     return records("Pendulum-v1", media, torque(1.0), torque(-1.0), swing)
 
 
-def fixture() -> tuple[PolicyFixture, PolicyFixture]:
-    """Return what the cells test needs: CartPole (two actions), then Pendulum (a torque)."""
+def fixture() -> tuple[PolicyFixture, ...]:
+    """Return what the cells test needs: CartPole (two actions), Pendulum (a torque), and Pendulum by a transformer."""
     media, swung = InMemory(), InMemory()
 
     def push(action: int) -> Script:
@@ -99,4 +115,5 @@ def fixture() -> tuple[PolicyFixture, PolicyFixture]:
     return (
         PolicyFixture(cart_pole, carts, media, 3e-4, with_values=partial(cart_pole, value_head=True)),
         PolicyFixture(pendulum, pendulums(swung), swung, 3e-4, with_values=partial(pendulum, value_head=True)),
+        PolicyFixture(remembering, pendulums(swung), swung, 3e-4, with_values=partial(remembering, value_head=True)),
     )

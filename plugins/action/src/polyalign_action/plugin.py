@@ -34,7 +34,7 @@ def polyalign_policies() -> Iterable[PolicySpec]:
     return [
         PolicySpec(
             name="action",
-            summary="a multilayer perceptron that acts in gymnasium environments, by discrete or real-valued actions",
+            summary="a perceptron or transformer that acts in gymnasium environments, by discrete or real-valued actions",
             target="polyalign_action.policy:build",
             config="polyalign_action.config:ActionConfig",
             requires=("torch", "gymnasium"),

@@ -1,4 +1,4 @@
-"""The `action` policy: a multilayer perceptron that acts in gymnasium environments, and scores trajectories it is shown."""
+"""The `action` policy: a network that acts in gymnasium environments, and scores trajectories it is shown."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from polyalign.records.samples import Sample
 from polyalign.records.schema import MediaPart, Message
 from polyalign_action.config import ActionConfig
 from polyalign_action.environments import Spaces, open_environment
+from polyalign_action.history import HistoryTransformer, Recent, windows_of
 from polyalign_action.playing import Decoding, Outputs, played
 from polyalign_action.saved import restore, write_model
 from polyalign_action.tasks import Task, task_of
@@ -94,7 +95,7 @@ class TrajectoryCollator(Collator):
 
 
 class ActionPolicy(Policy):
-    """State (observation and goal) to the distribution of the next action.
+    """State (observation and goal), or the last few of them, to the distribution of the next action.
 
     Extras of `forward`, with N samples and T steps in the longest trajectory (0 where there is no step):
 
@@ -119,14 +120,24 @@ class ActionPolicy(Policy):
             self.head = CategoricalHead(spaces.actions)
         else:
             self.head = GaussianHead([config.initial_std * width for width in spaces.half_widths()])
-        sizes, activation = (
-            (spaces.observation + config.goal + config.instruction, *config.hidden),
-            ACTIVATIONS[config.activation],
-        )
-        self.actor = network((*sizes, self.head.size), activation, keyed_generator(seed, "actor"), gain=0.01)
-        self.critic = network((*sizes, 1), activation, keyed_generator(seed, "critic"), gain=0.0) if config.value_head else None
+        self.state_size = spaces.observation + config.goal + config.instruction
+        self.actor = self._network(self.head.size, keyed_generator(seed, "actor"), gain=0.01)
+        self.critic = self._network(1, keyed_generator(seed, "critic"), gain=0.0) if config.value_head else None
         self.provides = frozenset({"log_probs", "entropy", "hidden", "states"} | ({"values"} if config.value_head else set()))
         self.register_buffer("half_widths", torch.tensor(spaces.half_widths()), persistent=False)
+
+    def _network(self, outputs: int, generator: torch.Generator, gain: float) -> nn.Sequential:
+        """Return what reads `_read` states; its last layer, scaled by ``gain``, makes the outputs."""
+        config, activation = self.config, ACTIVATIONS[self.config.activation]
+        if config.network == "mlp":
+            return network((self.state_size, *config.hidden, outputs), activation, generator, gain)
+        width, layers = config.hidden[0], len(config.hidden)
+        body = HistoryTransformer(self.state_size, width, layers, config.heads, config.history, activation, generator)
+        return nn.Sequential(body, network((width, outputs), activation, generator, gain)[0])
+
+    def _read(self, states: Tensor) -> Tensor:
+        """Return states ``[N, T, O + G]`` as the networks read them: a transformer reads the last ones at each."""
+        return states if self.config.network == "mlp" else windows_of(states, self.config.history)
 
     @property
     def feature_sizes(self) -> dict[str, int]:
@@ -135,7 +146,7 @@ class ActionPolicy(Policy):
 
     def forward(self, batch: Batch, want: frozenset[str] = frozenset()) -> Scores:
         mask = batch.mask[:, 0]  # [N, T]
-        states, actions = batch.tensors["states"][mask], batch.tensors["actions"][mask]  # [P, O + G], [P] or [P, A]
+        states, actions = self._read(batch.tensors["states"])[mask], batch.tensors["actions"][mask]  # [P, ...], [P] or [P, A]
         hidden = self.actor[:-1](states)  # type: ignore[index]
         outputs = self.actor[-1](hidden)  # type: ignore[index]
         with torch.autocast(outputs.device.type, enabled=False):
@@ -182,7 +193,10 @@ class ActionPolicy(Policy):
 
     def outputs_for(self, tasks: Sequence[Task]) -> Outputs:
         goals = torch.stack([self.collator.asked(task) for task in tasks]).to(self.device)
-        return lambda seen, numbers, step: self.actor(torch.cat([seen, goals[numbers]], -1))
+        if self.config.network == "mlp":
+            return lambda seen, numbers, step: self.actor(torch.cat([seen, goals[numbers]], -1))
+        recent = Recent(len(tasks), self.config.history, self.state_size, self.device)
+        return lambda seen, numbers, step: self.actor(recent.push(torch.cat([seen, goals[numbers]], -1), numbers))
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json``; ``policy.base`` takes the folder."""
