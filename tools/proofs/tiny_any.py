@@ -29,6 +29,11 @@ CLAIM = (
 )
 CHANCE = 1 / 32
 JUDGES = ["{name: right_thing}", f"{{name: '{Path(__file__).parent / 'six_directions.py'}:heard_by_pocketsphinx'}}"]
+ARMS = {  # the recipe, and what its two terms do alone
+    "the recipe": (),
+    "DPO alone": ("objective={name: dpo, beta: 1}",),
+    "imitation alone": ("objective={name: sft}", "reference={cache: false}"),
+}
 SMOKE = ("report.prompts=12", "training.batch_size=2", "training.checkpoint.keep_best=false")
 FOLDER = ROOT / "docs" / "proofs" / "tiny-any"
 SHOWN = ("dog", "fox", "frog", "whale", "rose", "banana", "rocket", "guitar", "owl", "crab", "umbrella", "watermelon")
@@ -87,23 +92,23 @@ def keep_media(records: Sequence[Record], media: Any, run: Path, samples: int) -
 
 def main() -> None:
     smoke = options(__doc__).smoke
-    proof = Proof("tiny-any", CLAIM, smoke)
-    file = open_file(emoji_any() / "questions.jsonl")
-    with tempfile.TemporaryDirectory() as place:
-        resolved = load_recipe("any-to-any/dpo-tiny-any", [*(SMOKE if smoke else ()), f"report.rewards=[{', '.join(JUDGES)}]"])
-        report = resolved.recipe.report
-        run = train(resolved, Path(place) / "run", max_steps=1 if smoke else None)
-        asked: dict[Any, Record] = {}  # the first record of each prompt; those of text are the same for every answer
-        for record in records_of(file):
-            asked.setdefault(record.prompt, record)
-        records = [asked[tuple(prompt)] for prompt in run.prompts]
-        if not smoke:
-            keep_media(records, file.media, run.folder, report.samples_per_prompt)
-    shape = (len(records), report.samples_per_prompt)
-    right, heard = (
-        by_direction(records, *(np.reshape(values, shape) for values in (judged.before_values, judged.after_values)))
-        for judged in run.judgements
-    )
+    proof, file = Proof("tiny-any", CLAIM, smoke), open_file(emoji_any() / "questions.jsonl")
+    asked: dict[Any, Record] = {}  # the first record of each prompt; those of text are the same for every answer
+    for record in records_of(file):
+        asked.setdefault(record.prompt, record)
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for arm, changes in ARMS.items():
+        with tempfile.TemporaryDirectory() as place:
+            judges = f"report.rewards=[{', '.join(JUDGES if not changes else JUDGES[:1])}]"
+            resolved = load_recipe("any-to-any/dpo-tiny-any", [*(SMOKE if smoke else ()), judges, *changes])
+            run = train(resolved, Path(place) / "run", max_steps=1 if smoke else None)
+            records, samples = [asked[tuple(prompt)] for prompt in run.prompts], resolved.recipe.report.samples_per_prompt
+            if not changes and not smoke:
+                keep_media(records, file.media, run.folder, samples)
+        for judged in run.judgements:
+            values = (np.reshape(one, (len(records), samples)) for one in (judged.before_values, judged.after_values))
+            found[arm if judged is run.judgements[0] else "pocketsphinx"] = by_direction(records, *values)
+    right, heard = found[next(iter(ARMS))], found.pop("pocketsphinx")
     directions = {name: numbers for name, numbers in right.items() if "," not in name}
     model = Path(resolve_model("zoo:tiny-any"))
     tokenizers = {modality: open_tokenizer(model / MEDIA_FOLDER / modality) for modality in ("image", "audio")}
@@ -111,9 +116,9 @@ def main() -> None:
         len(directions) == 6
         and all(numbers["before"]["low"] > CHANCE and numbers["gain"]["low"] > 0 for numbers in directions.values()),
         prompts={name: sum(str(record.group) == name for record in records) for name in directions},
-        answers_per_prompt=report.samples_per_prompt,
+        answers_per_prompt=samples,
         chance=CHANCE,
-        right_things=right,
+        right_things=found,
         pocketsphinx={name: numbers for name, numbers in heard.items() if name.endswith("to-audio")},
         ceiling=ceiling(list(asked.values())[:: 24 if smoke else 1], file.media, tokenizers),
     )
