@@ -24,6 +24,12 @@ def polyalign_models() -> Iterable[ModelSpec]:
             licence="Apache-2.0",
         ),
         ModelSpec(
+            name="tiny-listener",
+            summary="Qwen2-Audio of transformers' layout that describes tunes of a few notes and often hears a flute for a reed",
+            target="polyalign_zoo.shipped:tiny_listener",
+            licence="Apache-2.0",
+        ),
+        ModelSpec(
             name="tiny-musicgen",
             summary="MusicGen of transformers' layout that plays tunes of a few notes, trained on tunes made by a program",
             target="polyalign_zoo.shipped:tiny_musicgen",

@@ -15,6 +15,10 @@ def tiny_clip() -> Path:
     return _HERE / "models" / "tiny-clip"
 
 
+def tiny_listener() -> Path:
+    return _HERE / "models" / "tiny-listener"
+
+
 def tiny_musicgen() -> Path:
     return _HERE / "models" / "tiny-musicgen"
 

@@ -154,6 +154,12 @@ def polyalign_rewards() -> list[RewardSpec]:
 def polyalign_datasets() -> list[DatasetSpec]:
     return [
         DatasetSpec(
+            name="heard-tunes",
+            summary="tunes of a few notes and what each is, right descriptions over those that name the wrong instrument",
+            target="polyalign_audio.shipped:heard_tunes",
+            licence="CC0-1.0",
+        ),
+        DatasetSpec(
             name="spoken-emoji",
             summary="names of emoji spoken in twelve voices; preferences by rule for the speed, pitch, voice and words asked for",
             target="polyalign_audio.shipped:spoken_emoji",
@@ -171,6 +177,7 @@ def polyalign_datasets() -> list[DatasetSpec]:
 @hookimpl
 def polyalign_recipes() -> list[RecipeSpec]:
     summaries = {
+        "dpo-listener": "DPO on a tiny Qwen2-Audio that describes tunes, against naming the wrong instrument",
         "dpo-whisper": "DPO on names of emoji: what was said over what Whisper tiny heard; on a laptop CPU",
         "grpo-whisper": "GRPO on names of emoji: Whisper tiny rewarded for the words it gets right; on a laptop CPU",
         "grpo-tunes": "GRPO on a tiny MusicGen: tunes that rise, by a rule that listens for notes",
