@@ -62,7 +62,7 @@ def sample_of(trajectory: Trajectory, name: str = "s", draw_key: str = "set") ->
 def test_scores_are_the_mean_error_over_real_actions_chunk_by_chunk(prediction: str, stride: int | None) -> None:
     """By a loop over chunks: 7 steps in chunks of 4 from steps 0, 3 and 6 (or from each), so that what is past the end never
     counts; the prediction is the network's own on what the definition of the schedule makes of the chunk."""
-    policy = tiny(prediction=prediction, stride=stride, draws=2)
+    policy = tiny(prediction=prediction, stride=stride, draws=2, observation_scale=0.5)
     trajectory = turning(0.5, 7)
     sample = replace(sample_of(trajectory), epoch=3)
     batch = policy.collate([sample])
@@ -80,7 +80,7 @@ def test_scores_are_the_mean_error_over_real_actions_chunk_by_chunk(prediction: 
             noised = schedule.signal[level] * clean + schedule.noise[level] * noise
             history = torch.cat([seen[max(start - 1, 0)], seen[start]])
             share = schedule.timesteps[level] / schedule.timesteps[-1]
-            predicted = policy.network(noised[None], share[None], history[None])[0]
+            predicted = policy.network(noised[None], share[None], 0.5 * history[None])[0]
             target = {
                 "flow": noise - clean,
                 "epsilon": noise,

@@ -14,6 +14,9 @@ class DiffusionPolicyConfig(DenoisingConfig):
     environment: str = Field("Pendulum-v1", description="gymnasium id whose spaces the policy has; its actions are a Box")
     base: str | None = Field(None, description="folder that an earlier run saved; none: fresh weights")
     observations: int = Field(2, gt=0, description="observations, up to the latest, that a chunk is drawn in the light of")
+    observation_scale: float = Field(
+        1.0, gt=0, description="factor on what is seen, for worlds whose numbers differ by little; about 1 / their spread"
+    )
     horizon: int = Field(8, gt=0, description="actions in a chunk")
     execute: int = Field(4, gt=0, description="actions of a chunk that are done before the next one is drawn")
     stride: int | None = Field(

@@ -77,7 +77,8 @@ class DiffusionPolicy(DenoisingPolicy):
 
     def denoise(self, noised: Tensor, timesteps: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         """Return predictions for chunks ``[B, H, A]``; ``conditions["seen"]`` is ``[B, W * F]``."""
-        prediction: Tensor = self.network(noised, timesteps / self.last_timestep, conditions["seen"])
+        seen = self.config.observation_scale * conditions["seen"]
+        prediction: Tensor = self.network(noised, timesteps / self.last_timestep, seen)
         return prediction
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,7 @@ class DiffusionPolicy(DenoisingPolicy):
     def score_description(self) -> str:
         config = self.config
         cut = f"{config.observations}/{config.horizon}/{config.stride or config.execute}"
-        return f"{super().score_description()}/chunks {cut}"
+        return f"{super().score_description()}/chunks {cut}/{config.observation_scale}"
 
     # acting
 

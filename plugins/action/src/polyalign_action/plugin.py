@@ -147,6 +147,7 @@ def polyalign_recipes() -> Iterable[RecipeSpec]:
         "grpo-cartpole": "GRPO on CartPole: episodes from one starting state are compared with each other",
         "ppo-cartpole": "PPO on CartPole, with a critic and a reward for every action",
         "bc-button-press": "Behaviour cloning of good and bad episodes of a Meta-World arm, all alike",
+        "diffusion-button-press": "Diffusion Policy: an expert's episodes of a Meta-World arm, imitated chunk by chunk",
         "cpl-button-press": "CPL on ranked episodes of a Meta-World arm: no reward model, no environment while training",
         "uniact-reach": "UniAct: one policy for four bodies, from demonstrations of one task",
         "uniact-adapt": "UniAct: a new body learns from eight demonstrations, by a head of its own",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,10 @@ def _stage(name: str) -> Any:
     for setting, value in QUIET.items():
         os.environ.setdefault(setting, value)
     try:
-        environment = entry(name)(name, render_mode="rgb_array")
-        environment.reset(seed=0)
-        picture = environment.render()
+        with warnings.catch_warnings(action="ignore"):  # GLFW warns of what then is raised, and so is told
+            environment = entry(name)(name, render_mode="rgb_array")
+            environment.reset(seed=0)
+            picture = environment.render()
     except Exception as error:  # ImportError, OpenGL's own errors, gymnasium's: whatever a machine without a renderer gives
         return f"{name} cannot be drawn here: {type(error).__name__}: {error}"
     if not isinstance(picture, np.ndarray) or picture.ndim != 3:
