@@ -12,6 +12,8 @@ import torch
 
 from polyalign.errors import ConfigError
 from polyalign.records.samples import Sample
+from polyalign.training.config import OnlineConfig
+from polyalign.training.rollouts import Judges
 from polyalign_action.action_bins import ActionBins, observation_bins, quantile_range
 from polyalign_action.action_tokens import ActionTokensPolicy, build
 from polyalign_action.action_tokens_config import ActionTokensConfig
@@ -19,6 +21,7 @@ from polyalign_action.environments import Spaces
 from polyalign_action.episodes import candidate_of
 from polyalign_action.fixture import InMemory
 from polyalign_action.reach_demonstrations import demonstrated
+from polyalign_action.rewards import ReturnReward
 from polyalign_action.tasks import Task
 
 BOX = Spaces(observation=3, actions=2, discrete=False, low=(-1.0, 0.0), high=(1.0, 10.0))
@@ -164,3 +167,14 @@ def test_it_learns_to_balance_a_pole_from_a_script() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert mean_steps() > before + 60
+
+
+def test_the_return_pays_the_last_token_of_an_action() -> None:
+    """A cursor is told two numbers, a token each: the first earns nothing, the second what the step was paid."""
+    rollouts = policy_of("Cursor").generate([Task("Reach/Cursor", 3).prompt()], samples_per_prompt=2, seed=1)
+    online = OnlineConfig.model_validate({"rewards": [{"name": "return"}], "samples_per_prompt": 2})
+    (group,) = Judges(online, {"return": ReturnReward()}, {}).groups(["a"], rollouts, 2)
+    assert group.earned is not None
+    for earned, rollout in zip(group.earned, rollouts, strict=True):
+        assert earned[::2] == (0.0,) * len(rollout.output)
+        np.testing.assert_allclose(earned[1::2], rollout.output.rewards, atol=1e-5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,8 +133,14 @@ class ActionTokensPolicy(TokenPolicy):
             writer = EpisodeWriter(self, [prompt for prompt, _ in jobs], noise, decoding.temperature)
             episodes = play(environments, starts, [limit] * len(jobs), self.encoder.spaces, writer.act)
         recorded = {**asdict(decoding), "seed": seed, "max_new_tokens": self.collator.max_response}
+        paid = (*(0,) * (self.encoder.bins.per_step - 1), 1)  # an action's last token gets what its step earned
         return [
-            Rollout(prompt, episode, (Tokens(torch.tensor(self.encoder.ids_of(episode))),), decoding=recorded)
+            Rollout(
+                prompt,
+                replace(episode, paid=paid * len(episode)),
+                (Tokens(torch.tensor(self.encoder.ids_of(episode))),),
+                decoding=recorded,
+            )
             for (prompt, _), episode in zip(jobs, episodes)
         ]
 
