@@ -85,22 +85,22 @@ def _by_parts(query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], 
     pieces: dict[int, list[tuple[int, Tensor]]] = defaultdict(list)
     for part in parts:
         start, stop = part.prompt
-        within = [tensor[part.row : part.row + 1] for tensor in (query, key, value)]  # [1, heads, L, width]
-        prompt = [tensor[:, :, start:stop] for tensor in within]
+        q, k, v = (tensor[part.row : part.row + 1] for tensor in (query, key, value))  # [1, heads, L, width]
+        prompt_k, prompt_v = k[:, :, start:stop], v[:, :, start:stop]
         if stop > start:
-            made = F.scaled_dot_product_attention(*prompt, dropout_p=dropout, is_causal=True, scale=scale)
+            made = F.scaled_dot_product_attention(
+                q[:, :, start:stop], prompt_k, prompt_v, dropout_p=dropout, is_causal=True, scale=scale
+            )
             pieces[part.row].append((start, made))
         by_length: dict[int, list[int]] = defaultdict(list)
         for first, end in part.responses:
             by_length[end - first].append(first)
         for size, firsts in by_length.items():
-            q, *own = (torch.cat([tensor[:, :, first : first + size] for first in firsts]) for tensor in within)
-            k, v = (
-                torch.cat([before.expand(len(firsts), -1, -1, -1), after], 2)
-                for before, after in zip(prompt[1:], own, strict=True)
-            )
-            seen = torch.ones(size, k.shape[2], dtype=torch.bool, device=q.device).tril(stop - start)
-            made = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
+            own_q, own_k, own_v = (torch.cat([tensor[:, :, at : at + size] for at in firsts]) for tensor in (q, k, v))
+            keys = torch.cat([prompt_k.expand(len(firsts), -1, -1, -1), own_k], 2)
+            values = torch.cat([prompt_v.expand(len(firsts), -1, -1, -1), own_v], 2)
+            seen = torch.ones(size, keys.shape[2], dtype=torch.bool, device=q.device).tril(stop - start)
+            made = F.scaled_dot_product_attention(own_q, keys, values, attn_mask=seen, dropout_p=dropout, scale=scale)
             pieces[part.row] += [(first, one[None]) for first, one in zip(firsts, made, strict=True)]
     rows = []
     for row in range(len(query)):
