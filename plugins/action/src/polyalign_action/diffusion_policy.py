@@ -16,7 +16,7 @@ from torch import Tensor
 
 from polyalign.errors import ConfigError, TrainingError
 from polyalign.policies.base import Batch, Rollouts, Scores
-from polyalign.policies.config import decoding_of
+from polyalign.policies.config import decoding_of, decoding_of_round
 from polyalign.policies.denoising import DenoisingPolicy
 from polyalign.policies.feature_cache import Features
 from polyalign.policies.fingerprint import weights_fingerprint
@@ -147,11 +147,7 @@ class DiffusionPolicy(DenoisingPolicy):
         return played(self, prompts, samples_per_prompt, seed, decoding_of(DiffusionDecoding, decoding))
 
     def decoding_at(self, decoding: dict[str, Any], round_number: int) -> dict[str, Any]:
-        """Return the options with the sampler's window where the round has it."""
-        sampler = decoding_of(DiffusionDecoding, decoding).sampler
-        if sampler is None or sampler.window is None:
-            return decoding
-        return {**decoding, "sampler": sampler.model_copy(update={"window": sampler.window.at(round_number)})}
+        return decoding_of_round(DiffusionDecoding, decoding, round_number)
 
     @property
     def home(self) -> str:

@@ -146,3 +146,12 @@ def decoding_of(reader: type[Read], options: dict[str, Any]) -> Read:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"decoding options: {problems}. Known: {', '.join(reader.model_fields)}") from error
+
+
+def decoding_of_round(reader: type[Config], decoding: dict[str, Any], round_number: int) -> dict[str, Any]:
+    """Return decoding options with the window of their ``sampler`` where a round of an online run, counted from 0, has it.
+    ``reader``: as in `decoding_of`, with a field ``sampler``."""
+    sampler: SamplerConfig | None = decoding_of(reader, decoding).sampler  # type: ignore[attr-defined]
+    if sampler is None or sampler.window is None:
+        return decoding
+    return {**decoding, "sampler": sampler.model_copy(update={"window": sampler.window.at(round_number)})}

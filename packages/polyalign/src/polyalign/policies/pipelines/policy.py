@@ -17,7 +17,7 @@ from polyalign.assets import resolve_model
 from polyalign.errors import ConfigError
 from polyalign.policies.adapters import ADAPTER, add_lora, trainable
 from polyalign.policies.base import Rollout, Rollouts, evaluating
-from polyalign.policies.config import decoding_of
+from polyalign.policies.config import decoding_of, decoding_of_round
 from polyalign.policies.denoising import DenoisingPolicy
 from polyalign.policies.feature_cache import Features
 from polyalign.policies.fingerprint import weights_fingerprint
@@ -158,11 +158,7 @@ class PipelinePolicy(DenoisingPolicy):
 
     @torch.no_grad()
     def decoding_at(self, decoding: dict[str, Any], round_number: int) -> dict[str, Any]:
-        """Return the options with the sampler's window where the round has it."""
-        sampler = decoding_of(DecodingConfig, decoding).sampler
-        if sampler is None or sampler.window is None:
-            return decoding
-        return {**decoding, "sampler": sampler.model_copy(update={"window": sampler.window.at(round_number)})}
+        return decoding_of_round(DecodingConfig, decoding, round_number)
 
     def generate(
         self, prompts: Sequence[tuple[Message, ...]], *, samples_per_prompt: int = 1, seed: int = 0, **decoding: Any
