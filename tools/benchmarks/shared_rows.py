@@ -60,7 +60,7 @@ class Contender:
             self.policy.requires_grad_(False)
             self.policy.model.get_decoder().requires_grad_(True)
         self.weights = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.weights, lr=LEARNING_RATE)
+        self.optimizer = torch.optim.AdamW(self.weights, lr=LEARNING_RATE, fused=True)
         media = MemoryMedia()
         item = asked(shape)[0]
         prompt = prompt_of(item, media)

@@ -32,7 +32,9 @@ def build_optimizer(parameters: Iterable[tuple[nn.Parameter, float]], config: Op
                 "optimizer adamw_8bit needs bitsandbytes: pip install 'polyalign[eight-bit]', or use adamw"
             ) from error
         return AdamW8bit(chosen, **settings)  # type: ignore[no-any-return]
-    return torch.optim.AdamW(chosen, **settings)  # type: ignore[arg-type]
+    # One kernel for the whole step is quicker, but on GPUs it keeps its step counters there, and sharded weights do not take it.
+    plain = all(one.device.type == "cpu" and not hasattr(one, "placements") for members in by_scale.values() for one in members)
+    return torch.optim.AdamW(chosen, fused=plain or None, **settings)  # type: ignore[arg-type]
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
