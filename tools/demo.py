@@ -48,7 +48,7 @@ def draw_sheet(columns: dict[str, Path], prompts: dict[int, str], out: Path) -> 
         for column, title in enumerate(titles):
             if top == 24:
                 draw.text((left + 150 + column * CELL + 4, 6), title, font=ImageFont.load_default(12), fill="black")
-            with Image.open(columns[title] / f"{sample:04d}") as picture:
+            with Image.open(columns[title] / f"{sample:04d}-0") as picture:
                 sheet.paste(
                     picture.convert("RGB").resize((CELL - 8, CELL - 8), Image.Resampling.BICUBIC),
                     (left + 154 + column * CELL, top + 4),
