@@ -13,12 +13,14 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from polyalign.config import load_recipe
 from polyalign.records.schema import text_of
 from polyalign.training import run
+from polyalign.training.report.samples import kept
 
 RECIPES = {"dpo": "text-to-image/dpo-emoji", "instruct-engine": "text-to-image/instruct-engine-emoji"}
 SHOWN, CELL = 12, 96
@@ -34,7 +36,7 @@ def goals(judgements: dict[str, dict]) -> dict[str, bool]:
     }
 
 
-def draw_sheet(columns: dict[str, Path], prompts: dict[int, str], out: Path) -> None:
+def draw_sheet(columns: dict[str, list[Any]], prompts: dict[int, str], out: Path) -> None:
     """Draw one row per prompt (by the number of its first sample): before, and after each objective."""
     titles = list(columns)
     font = ImageFont.load_default(13)
@@ -48,7 +50,7 @@ def draw_sheet(columns: dict[str, Path], prompts: dict[int, str], out: Path) -> 
         for column, title in enumerate(titles):
             if top == 24:
                 draw.text((left + 150 + column * CELL + 4, 6), title, font=ImageFont.load_default(12), fill="black")
-            with Image.open(columns[title] / f"{sample:04d}-0") as picture:
+            with Image.open(columns[title][sample][0]["file"]) as picture:
                 sheet.paste(
                     picture.convert("RGB").resize((CELL - 8, CELL - 8), Image.Resampling.BICUBIC),
                     (left + 154 + column * CELL, top + 4),
@@ -87,8 +89,8 @@ def main() -> int:
     asked = runs["dpo"].prompts
     spread = [place * len(asked) // SHOWN for place in range(SHOWN)]  # from every group of emoji, not the first twelve faces
     prompts = {place * per_prompt: text_of(asked[place][-1].parts) for place in spread}
-    columns = {"before": runs["dpo"].folder / "samples" / "before"}
-    columns |= {name: run.folder / "samples" / f"after-{run.trained.steps:06d}" for name, run in runs.items()}
+    drawn = {name: kept(run.folder) for name, run in runs.items()}
+    columns = {"before": drawn["dpo"]["before"]} | {name: both["after"] for name, both in drawn.items()}
     draw_sheet(columns, prompts, options.out / "before-after.png")
     (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
     missed = tell(summary, options.out)

@@ -50,8 +50,7 @@ TEMPLATE = (
 
 def untaught(folder: Path) -> None:
     """Write a model of random weights, and its processor, as a folder that transformers loads."""
-    tokenizer = word_tokenizer(WORDS)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<answer>", "<|AUDIO|>"]})
+    tokenizer = word_tokenizer(WORDS, more=["<|AUDIO|>"])
     tower = Qwen2AudioEncoderConfig(
         num_mel_bins=MELS, d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128,
         max_source_positions=STATES,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
-from ledger import ROOT, Proof, options
+from ledger import ROOT, Proof, options, over_time
 
 from polyalign.config import load_recipe
 from polyalign.rewards.base import Judged
+from polyalign.training.report.samples import kept
 from polyalign.training.run import Run, train
 from polyalign.training.tracking import read_metrics
 from polyalign_audio.modality import AudioModality, Clip
@@ -27,21 +27,20 @@ FOLDER = ROOT / "docs" / "proofs" / "audio-generation"
 def judged_tunes(run: Run, each: int, smoke: bool) -> dict[str, float]:
     """Return the share of the prompts' own words heard in the report's tunes, before and after training; keep the first tune of
     every third prompt beside the numbers, and draw their spectrograms."""
-    kept: dict[str, list[Clip]] = {}
+    first: dict[str, list[Clip]] = {}
     heard: dict[str, float] = {}
-    for folder in sorted((run.folder / "samples").iterdir()):
-        when = folder.name.partition("-")[0]
-        files = [folder / row[0]["file"] for row in json.loads((folder / "index.json").read_text())]
+    for when, rows in kept(run.folder).items():
+        files = [Path(row[0]["file"]) for row in rows]
         clips = [AudioModality().decode(path.read_bytes()) for path in files]
         items = [Judged(run.prompts[number // each], clip) for number, clip in enumerate(clips)]
         heard[when] = round(sum(TuneRule().score(items)) / len(items), 3)
-        kept[when] = clips[:: 3 * each][:KEPT]
+        first[when] = clips[:: 3 * each][:KEPT]
         if not smoke:
             FOLDER.mkdir(parents=True, exist_ok=True)
             for number, path in enumerate(files[:: 3 * each][:KEPT]):
                 (FOLDER / f"{when}-{number}.flac").write_bytes(path.read_bytes())
     if not smoke:
-        draw(kept, FOLDER / "spectrograms.png")
+        draw(first, FOLDER / "spectrograms.png")
     return heard
 
 
@@ -76,10 +75,8 @@ def main() -> None:
         judged.gain.low > 0 and asked["after"] > asked["before"] - 0.1,
         words_of_the_prompts=asked,
         rising={name: str(getattr(judged, name)) for name in ("before", "after", "gain")},
-        held_out_over_time=[
-            {"step": row["step"], "reward": round(row["eval/reward"], 4)} for row in rows if "eval/reward" in row
-        ],
-        over_time=[{"step": row["step"], "reward": round(row["reward"], 4)} for row in rows if "reward" in row],
+        held_out_over_time=over_time(rows, "eval/reward"),
+        over_time=over_time(rows),
     )
 
 

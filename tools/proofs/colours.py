@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ledger import Proof
+from ledger import Proof, over_time
 
 from polyalign.config import load_recipe
 from polyalign.training.report.judging import Judgement
@@ -34,7 +34,7 @@ def proved(name: str, recipe: str, method: str, smoke: bool) -> None:
         held_out_clip_score=_numbers(judged["clip_score"]),
         held_out_caption_retrieval=_numbers(judged["caption_retrieval"]),
         held_out_captions=[_row(row) for row in evaluated],
-        over_time=[{"step": row["step"], "reward": round(row["reward"], 4)} for row in rows if "reward" in row],
+        over_time=over_time(rows),
     )
 
 

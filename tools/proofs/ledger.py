@@ -8,6 +8,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ def options(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that everything still runs; nothing is written")
     return parser.parse_args()
+
+
+def over_time(rows: Iterable[Mapping[str, Any]], name: str = "reward") -> list[dict[str, Any]]:
+    """Return (step, reward) of the rows of a run's metrics that have ``name``."""
+    return [{"step": row["step"], "reward": round(row[name], 4)} for row in rows if name in row]
 
 
 def source_hash() -> str:

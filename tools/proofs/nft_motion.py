@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ledger import ROOT, Proof, options
+from ledger import ROOT, Proof, options, over_time
 
 from polyalign.config import load_recipe
 from polyalign.evaluation.intervals import bootstrap, paired_gain
+from polyalign.training.report.samples import kept
 from polyalign.training.run import Run, train
 from polyalign.training.tracking import read_metrics
 from polyalign_video.clip import Clip
@@ -34,11 +34,8 @@ SHOWN = 14  # captions in the picture
 
 def clips_of(run: Run) -> dict[str, list[Clip]]:
     """Return the report's clips, "before" and "after"."""
-    found = {}
-    for folder in sorted((run.folder / "samples").iterdir()):
-        files = [folder / row[0]["file"] for row in json.loads((folder / "index.json").read_text())]
-        found[folder.name.partition("-")[0]] = [VideoModality().decode(path.read_bytes()) for path in files]
-    return found
+    codec = VideoModality()
+    return {when: [codec.decode(Path(row[0]["file"]).read_bytes()) for row in rows] for when, rows in kept(run.folder).items()}
 
 
 def right(captions: Sequence[str], clips: Sequence[Clip]) -> dict[str, np.ndarray]:
@@ -87,24 +84,19 @@ def main() -> None:
     each = resolved.recipe.report.samples_per_prompt
     captions = [prompt[-1].parts[0].text for prompt in run.prompts for _ in range(each)]
     shown = {when: right(captions, made) for when, made in clips.items()}
-    shares = {
-        what: {
-            "before": str(bootstrap(shown["before"][what].reshape(-1, each))),
-            "after": str(bootstrap(shown["after"][what].reshape(-1, each))),
-            "gain": str(paired_gain(*(shown[when][what].reshape(-1, each) for when in ("before", "after")))),
-        }
-        for what in ("move", "colour", "shape")
-    }
-    gain = paired_gain(*(shown[when]["move"].reshape(-1, each) for when in ("before", "after")))
-    kept = all(shown["after"][what].mean() > shown["before"][what].mean() - 0.1 for what in ("colour", "shape"))
+    shares = {}
+    for what in ("move", "colour", "shape"):
+        before, after = (shown[when][what].reshape(-1, each) for when in ("before", "after"))
+        shares[what] = {"before": bootstrap(before), "after": bootstrap(after), "gain": paired_gain(before, after)}
+    unharmed = all(shown["after"][what].mean() > shown["before"][what].mean() - 0.1 for what in ("colour", "shape"))
     moves = np.array([named_in(caption) for caption in captions])
     if not smoke:
         draw(captions, clips, each)
     proof.settle(
-        gain.low > 0 and kept,
+        shares["move"]["gain"].low > 0 and unharmed,
         captions=len(run.prompts),
         clips_per_caption=each,
-        share_right=shares,
+        share_right={what: {part: str(value) for part, value in found.items()} for what, found in shares.items()},
         moves_right={
             move: [round(float(shown[when]["move"][moves == move].mean()), 3) for when in ("before", "after")]
             for move in dict.fromkeys(moves.tolist())
@@ -112,14 +104,8 @@ def main() -> None:
         rewards={
             judged.name: {part: str(getattr(judged, part)) for part in ("before", "after", "gain")} for judged in run.judgements
         },
-        held_out_over_time=[
-            {"step": row["step"], "reward": round(row["eval/reward"], 4)} for row in rows if "eval/reward" in row
-        ],
-        over_time=[
-            {"step": row["step"], "reward": round(row["reward"], 4)}
-            for row in rows
-            if "reward" in row and row["step"] % resolved.recipe.online.steps_per_round == 1  # one row per round of clips
-        ],
+        held_out_over_time=over_time(rows, "eval/reward"),
+        over_time=over_time(row for row in rows if row["step"] % resolved.recipe.online.steps_per_round == 1),  # a row a round
     )
 
 

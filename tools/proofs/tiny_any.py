@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from polyalign.config import load_recipe
 from polyalign.evaluation.intervals import bootstrap, paired_gain
 from polyalign.records.files import open_file, records_of
 from polyalign.records.schema import Record
+from polyalign.training.report.samples import kept
 from polyalign.training.run import train
 from polyalign_any_to_any.media.base import open_tokenizer
 from polyalign_any_to_any.policy import MEDIA_FOLDER
@@ -60,8 +60,7 @@ def by_direction(records: Sequence[Record], before: Any, after: Any) -> dict[str
 def keep_media(records: Sequence[Record], media: Any, run: Path, samples: int) -> None:
     """Put a sheet of pictures and some clips beside the numbers: first answers, before and after, whatever they are."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    folders = dict(zip(("after", "before"), sorted((run / "samples").iterdir()), strict=True))
-    rows = {when: json.loads((folder / "index.json").read_text()) for when, folder in folders.items()}
+    rows = kept(run)
     sheet = Image.new("RGB", (100 + 68 * len(SHOWN), 68 * 4 + 28), "white")
     asked = {(str(one.group), str(one.conditions["answer"])): at for at, one in reversed(list(enumerate(records)))}
     lines = ["said.txt: the first answer to the first question about each thing, before and after"]
@@ -72,17 +71,17 @@ def keep_media(records: Sequence[Record], media: Any, run: Path, samples: int) -
             for column, name in enumerate(SHOWN):
                 answer = rows[when][samples * asked[direction, name]][0]
                 if answer.get("modality") == "image":
-                    picture = Image.open(folders[when] / answer["file"]).resize((64, 64), Image.Resampling.NEAREST)
+                    picture = Image.open(answer["file"]).resize((64, 64), Image.Resampling.NEAREST)
                     sheet.paste(picture, (100 + 68 * column, top))
     for column, name in enumerate(SHOWN):
         ImageDraw.Draw(sheet).text((104 + 68 * column, 68 * 4 + 10), name, fill="black")
     sheet.save(FOLDER / "pictures.png", optimize=True)
     for direction in ("text-to-audio", "image-to-audio"):
         for name in SPOKEN:
-            for when, folder in folders.items():
+            for when in rows:
                 answer = rows[when][samples * asked[direction, name]][0]
                 if answer.get("modality") == "audio":
-                    (FOLDER / f"{direction}-{name}-{when}.flac").write_bytes((folder / answer["file"]).read_bytes())
+                    (FOLDER / f"{direction}-{name}-{when}.flac").write_bytes(Path(answer["file"]).read_bytes())
     for direction in ("image-to-text", "audio-to-text"):
         for name in SHOWN:
             said = (f"{when} {rows[when][samples * asked[direction, name]][0].get('text')!r}" for when in ("before", "after"))

@@ -8,7 +8,6 @@ Settings were chosen on 220 training pictures, kept out of training for that.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from polyalign.policies.base import Policy
 from polyalign.records.schema import MediaPart
 from polyalign.rewards.base import Judged
 from polyalign.training.config import ReportConfig
+from polyalign.training.report.samples import kept
 from polyalign.training.run import Run, build, train
 from polyalign_image.emoji_captions import render
 from polyalign_image.hallucination import AttributeHallucination
@@ -54,14 +54,14 @@ def last_norm(before: Policy, after: Policy) -> dict[str, float]:
     return {"growth": float(new.norm() / old.norm()), "cosine": float(cosine_similarity(old, new, dim=0))}
 
 
-def answers(run: Run, steps: int) -> list[dict[str, str]]:
+def answers(run: Run) -> list[dict[str, str]]:
     """Return pictures at even distances among the held-out ones, with the true caption and the answers before and after."""
     truths = AttributeHallucination().truths
-    texts = [json.loads((run.folder / "samples" / when / "index.json").read_text()) for when in ("before", f"after-{steps:06d}")]
+    texts = kept(run.folder)
     rows = []
     for at in range(0, len(run.prompts), len(run.prompts) // SHOWN)[:SHOWN]:
         picture = next(part.media for part in run.prompts[at][-1].parts if isinstance(part, MediaPart)).sha256
-        before, after = (one[at][0]["text"] for one in texts)
+        before, after = (texts[when][at][0]["text"] for when in ("before", "after"))
         rows.append({"picture": picture, "true": render(truths[picture].caption), "before": before, "after": after})
     return rows
 
@@ -91,7 +91,7 @@ def main() -> None:
         run = train(recipe, Path(place) / "run")
         alone = train(load_recipe(RECIPE, [*changed, *ALONE]), Path(place) / "alone")
         tuned = load_recipe(RECIPE, [*changed, f"policy.base={run.folder / 'model'}"])
-        shown = answers(run, recipe.recipe.training.steps)
+        shown = answers(run)
         base, after = (build(resolved)[0].eval() for resolved in (recipe, tuned))
         numbers: dict[str, Any] = {
             "untrained": {f"temperature {at:g}": sampled(base, recipe.recipe.report, run, at) for at in COLDER},

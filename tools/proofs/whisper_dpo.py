@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from itertools import islice
@@ -16,6 +15,7 @@ from polyalign.evaluation.intervals import bootstrap, paired_gain
 from polyalign.records.files import open_file, records_of
 from polyalign.records.samples import Prompt
 from polyalign.records.schema import Record
+from polyalign.training.report.samples import kept
 from polyalign.training.run import train
 from polyalign_audio.config import WhisperConfig
 from polyalign_audio.shipped import spoken_emoji
@@ -69,11 +69,7 @@ def windows(records: Sequence[Record], media: Any) -> dict[str, str]:
 def keep_clips(records: Sequence[Record], media: Any, run: Path) -> None:
     """Put clips beside the numbers, with what was said and what was heard before and after."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    folders = sorted((run / "samples").iterdir())
-    heard = {}  # by before and after: what each clip was taken to say
-    for folder in folders:
-        answers = json.loads((folder / "index.json").read_text())
-        heard[folder.name.partition("-")[0]] = ["".join(part["text"] for part in answer) for answer in answers]
+    heard = {when: ["".join(part["text"] for part in row) for row in rows] for when, rows in kept(run).items()}
     lines = []
     changed = [n for n in range(len(records)) if heard["before"][n] != heard["after"][n]]
     for number in changed[:KEPT]:

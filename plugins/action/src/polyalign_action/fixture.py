@@ -111,9 +111,9 @@ def fixture() -> tuple[PolicyFixture, ...]:
     def balance(seen: Tensor) -> Tensor:
         return (seen[:, 2] + seen[:, 3] > 0).long()
 
-    carts = records("CartPole-v1", media, push(1), push(0), balance)
+    carts, swings = records("CartPole-v1", media, push(1), push(0), balance), pendulums(swung)
     return (
         PolicyFixture(cart_pole, carts, media, 3e-4, with_values=partial(cart_pole, value_head=True)),
-        PolicyFixture(pendulum, pendulums(swung), swung, 3e-4, with_values=partial(pendulum, value_head=True)),
-        PolicyFixture(remembering, pendulums(swung), swung, 3e-4, with_values=partial(remembering, value_head=True)),
+        PolicyFixture(pendulum, swings, swung, 3e-4, with_values=partial(pendulum, value_head=True)),
+        PolicyFixture(remembering, swings, swung, 3e-4, with_values=partial(remembering, value_head=True)),
     )

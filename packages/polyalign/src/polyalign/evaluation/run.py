@@ -26,7 +26,7 @@ from polyalign.records.store import MemoryMedia
 from polyalign.training import checkpoint
 from polyalign.training.batches import at_epoch, collate_examples
 from polyalign.training.report.judging import judge
-from polyalign.training.report.samples import Response, generate
+from polyalign.training.report.samples import INDEX, Response, generate
 from polyalign.training.run import all_samples, build, datasets, judges, report_prompts
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def sample(
     if not asked:
         raise TrainingError("nothing to generate: give --prompt, or set report.prompts in the recipe")
     out = out or (folder or Path(".")) / "samples" / "sampled"
-    if (out / "index.json").exists():
+    if (out / INDEX).exists():
         raise TrainingError(f"{str(out)!r} already holds samples; name another folder with --out")
     settings = replace_report(resolved, samples_per_prompt, seed)
     responses = generate(policy, asked, settings.recipe.report, out)

@@ -22,6 +22,7 @@ from polyalign.plugins import hookspecs
 from polyalign.plugins.specs import KINDS, Spec
 
 GROUP = hookspecs.PROJECT
+CORE = re.compile(rf"{GROUP}(?![\w.-])", re.IGNORECASE)  # a requirement of it, and not of polyalign-image
 BLOCK_VARIABLE = "POLYALIGN_BLOCK_PLUGINS"
 STRICT_VARIABLE = "POLYALIGN_STRICT_PLUGINS"
 
@@ -149,8 +150,7 @@ def _collect(manager: pluggy.PluginManager, module: Any, kind: str) -> tuple[Spe
 def _check_core_range(entry: EntryPoint) -> None:
     """pip can leave a set that does not fit together; the plugin's declared range is checked here."""
     requirements = (entry.dist.requires if entry.dist else None) or ()
-    named = re.compile(rf"{GROUP}(?![\w.-])", re.IGNORECASE)  # and not polyalign-image
-    ours = [text for text in requirements if named.match(text) and text != f"{GROUP}=={polyalign.__version__}"]
+    ours = [text for text in requirements if CORE.match(text) and text != f"{GROUP}=={polyalign.__version__}"]
     if not ours:
         return  # the parser below costs as much to import as the rest of this module
     from packaging.requirements import Requirement

@@ -34,17 +34,19 @@ class Part:
 def parts_of(owner: Tensor, prefix: Tensor) -> tuple[Part, ...]:
     """Return the parts of shared rows, from ``owner`` and ``prefix`` ``[R, L]`` of `shared_prefix.share_rows`."""
     parts = []
-    for row, (owners, prefixes) in enumerate(zip(owner.tolist(), prefix.tolist(), strict=True)):
-        spans: dict[int, list[int]] = {}
-        prompt_of: dict[int, int] = {}
-        for place, (segment, shared) in enumerate(zip(owners, prefixes, strict=True)):
-            if segment >= 0:
-                spans.setdefault(segment, [place, place])[1] = place + 1
-                prompt_of[segment] = shared
-        for shared in dict.fromkeys(prompt_of.values()):
-            behind = tuple((first, end) for segment, (first, end) in spans.items() if prompt_of[segment] == shared != segment)
-            first, end = spans[shared] if shared in spans else (behind[0][0], behind[0][0])  # an empty prompt
-            parts.append(Part(row, (first, end), behind))
+    for row in range(len(owner)):
+        segments, sizes = torch.unique_consecutive(owner[row], return_counts=True)
+        ends = sizes.cumsum(0)
+        prompts: dict[int, tuple[int, int]] = {}
+        behind: dict[int, list[tuple[int, int]]] = {}
+        for segment, shared, size, end in torch.stack([segments, prefix[row, ends - 1], sizes, ends], 1).tolist():
+            if segment < 0:  # padding
+                continue
+            places = (end - size, end)
+            prompts.setdefault(shared, places if segment == shared else (end - size, end - size))  # a prompt may be empty
+            if segment != shared:
+                behind.setdefault(shared, []).append(places)
+        parts += [Part(row, prompts[shared], tuple(behind.get(shared, ()))) for shared in prompts]
     return tuple(parts)
 
 

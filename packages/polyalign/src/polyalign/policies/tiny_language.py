@@ -35,9 +35,9 @@ def byte_tokenizer(template: str | None = TEMPLATE, more: Sequence[str] = ()) ->
     return tokenizer
 
 
-def word_tokenizer(words: Sequence[str]) -> Any:
+def word_tokenizer(words: Sequence[str], more: Sequence[str] = ()) -> Any:
     """Return a tokenizer with one token per word between spaces. The first three are ``<pad>``, which is also any unknown word,
-    ``<end>`` and ``<answer>``."""
+    ``<end>`` and ``<answer>``; ``more`` special ones come last."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -45,7 +45,7 @@ def word_tokenizer(words: Sequence[str]) -> Any:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<end>", pad_token="<pad>", additional_special_tokens=["<answer>"]
+        tokenizer_object=backend, eos_token="<end>", pad_token="<pad>", additional_special_tokens=["<answer>", *more]
     )
     tokenizer.chat_template = WORDS_TEMPLATE
     return tokenizer

@@ -104,6 +104,17 @@ def generate(policy: Policy, prompts: Sequence[tuple[Message, ...]], config: Rep
     return load(policy, prompts, config, folder)
 
 
+def kept(run: Path) -> dict[str, list[list[dict[str, str]]]]:
+    """Return what a run folder keeps of its report's responses, "before" and "after" training, in their order: the things that
+    each is made of, with "text", or with "file" (its path) and "modality"."""
+    found = {}
+    for folder in sorted(path.parent for path in (run / "samples").glob(f"*/{INDEX}")):
+        rows = json.loads((folder / INDEX).read_text())
+        whole = [[one | {"file": str(folder / one["file"])} if "file" in one else one for one in row] for row in rows]
+        found[folder.name.partition("-")[0]] = whole
+    return found
+
+
 def load(policy: Policy, prompts: Sequence[tuple[Message, ...]], config: ReportConfig, folder: Path) -> list[Response]:
     """Read back stored responses."""
     codecs = codecs_of(policy)
